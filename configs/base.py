@@ -1,0 +1,188 @@
+"""Every key once, with the default recipe sized for two CPU cores and 32x32 pictures; other configs only differ.
+
+Units stand in the names: `_steps` optimiser steps, `_items` pictures, `_size` pixels, `weight_` factor of a loss term.
+"""
+
+from ml_collections import ConfigDict
+
+
+def training(**changes) -> ConfigDict:
+    """How one stage is trained: AdamW with warm-up; a stage overrides what differs."""
+    values = dict(
+        steps=1000,
+        batch_size=64,  # global, over all devices
+        learning_rate=1e-3,
+        warmup_steps=50,
+        schedule="cosine",  # cosine (to 0) | constant | plateau (x 0.1 when the validation score stalls 5 times)
+        weight_decay=0.0,
+        adam_b1=0.9,
+        adam_b2=0.999,
+        clip_norm=1.0,  # global gradient norm; 0: off
+        ema_decay=0.0,  # exponential moving average of the weights, used for everything after training; 0: off
+        checkpoint_every_steps=200,  # validation and checkpoint
+        log_every_steps=20,
+    )
+    return ConfigDict({**values, **changes})
+
+
+def get_config() -> ConfigDict:
+    c = ConfigDict()
+    c.name = "base"
+    c.seed = 0
+
+    c.data = ConfigDict()
+    c.data.source = "phantom"  # phantom | kvasir_seg
+    c.data.root = ""  # folder of the dataset in its original layout; unused by phantom
+    c.data.image_size = 32  # pictures are centre-cropped to a square and resized to this many pixels a side
+    c.data.train_items = 8000  # phantom only: how many to render
+    c.data.validation_items = 500
+    c.data.test_items = 600
+    c.data.validation_fraction = 0.05  # datasets without an official split
+    c.data.test_fraction = 0.20
+    c.data.intensity = (
+        "dataset"  # dataset: one scale for all (8-bit range to [-1, 1]) | per_image: min-max, as published
+    )
+    c.data.shuffle_captions = False  # control experiment: captions permuted between the training pictures
+    c.data.noise_factors = False  # control experiment: ground-truth factors and labels replaced by noise
+
+    c.mesh = ConfigDict(dict(data=-1, fsdp=1, tensor=1))  # devices along each axis; data=-1: all that are left
+
+    c.text_encoder = ConfigDict()
+    c.text_encoder.kind = "hashing"  # hashing (no weights) | bert (BERT or DistilBERT layout)
+    c.text_encoder.width = 1024  # D; bert: must equal the model's hidden size
+    c.text_encoder.path = ""  # bert: folder or hub id
+    c.text_encoder.max_length = 128  # tokens
+
+    c.prior = ConfigDict()  # stage 1: visual prior
+    c.prior.variant = "default"  # default | reference (the published SDNet)
+    c.prior.widths = (16, 32)  # U-Net levels
+    c.prior.modality_widths = (16, 16)
+    c.prior.segmentor_width = 16
+    c.prior.decoder_widths = (16, 16)
+    c.prior.anatomy_factors = 8  # K
+    c.prior.modality_factors = 16  # Z
+    c.prior.grid = 8  # g: the anatomy map reaches the transformer as g x g area fractions; 1: one mean, as published
+    c.prior.weight_l1 = 1.0
+    c.prior.weight_kl = 1e-3
+    c.prior.weight_dice = 1.0
+    c.prior.weight_regression = 0.0  # mu read back from the rebuilt picture; published: 1
+    c.prior.weight_perceptual = 0.0  # VGG-19 relu3_1; needs vgg_path
+    c.prior.weight_appearance = 1.0  # colour and texture statistics read back from the modality vector; 0: as published
+    c.prior.weight_consistency = 1.0  # anatomy map equal under changes of imaging style; 0: as published
+    c.prior.vgg_path = ""  # safetensors with torchvision's VGG-19 names
+    c.prior.train = training(steps=800, batch_size=16, learning_rate=2e-3, checkpoint_every_steps=200)
+
+    c.disentangler = ConfigDict()  # stage 2: text disentangler
+    c.disentangler.hidden = 512
+    c.disentangler.dropout = 0.1
+    c.disentangler.alignment = (
+        "scaled"  # scaled: squared error on standardised factors | cosine: direction only, as published
+    )
+    c.disentangler.weight_reconstruction = 0.0  # of the text embedding from both factors (published: 0.5)
+    c.disentangler.shuffle_anatomy_targets = (
+        False  # control experiments: targets permuted between the training pictures
+    )
+    c.disentangler.shuffle_modality_targets = False
+    c.disentangler.train = training(steps=1500, batch_size=256, learning_rate=1e-3, checkpoint_every_steps=250)
+
+    c.fusion = ConfigDict()  # stage 3: HFFM and diffusion transformer
+    c.fusion.hffm_variant = "default"  # default | reference
+    c.fusion.hffm_hidden = 128
+    c.fusion.token_width = 128
+    c.fusion.components = (
+        32  # a channel: leading text-predictable directions of its factors, each brought to unit variance
+    )
+    c.fusion.width = 128
+    c.fusion.depth = 4
+    c.fusion.heads = 4
+    c.fusion.patch = 4
+    c.fusion.mlp_ratio = 4.0
+    c.fusion.condition_dropout = 0.1  # each channel on its own is replaced by its trained null
+    c.fusion.condition_noise = 0.1  # standard deviation added to the standardised components in training
+    c.fusion.remat = False  # recompute activations in the backward pass: less memory, about a third more time
+    c.fusion.train = training(
+        steps=1500, batch_size=64, learning_rate=1e-3, warmup_steps=100, ema_decay=0.995, checkpoint_every_steps=500
+    )
+
+    c.autoencoder = ConfigDict(dict(kind="pixel"))  # pixel: none, the transformer works on pixels
+
+    c.diffusion = ConfigDict()
+    c.diffusion.objective = "flow"  # epsilon (published) | v | flow
+    c.diffusion.timesteps = 1000  # epsilon and v: length of the discrete schedule
+    c.diffusion.beta_start = 1e-4
+    c.diffusion.beta_end = 0.02
+
+    c.sample = ConfigDict()
+    c.sample.solver = "euler"  # euler (flow) | dpmpp_2m (epsilon, v)
+    c.sample.steps = 20
+    c.sample.guidance_anatomy = 2.0  # 1: no guidance
+    c.sample.guidance_modality = 2.0
+    c.sample.batch_size = 64
+    c.sample.count = 4  # pictures a prompt in --mode=sample
+
+    c.evaluate = ConfigDict()
+    c.evaluate.prompts = 384  # test captions, one draw each
+    c.evaluate.readout = "phantom"  # phantom (every factor from pixels) | segmentor (position and size through stage 1)
+    c.evaluate.baseline = "none"  # none | shuffled_captions: the same reading with captions of other pictures
+    c.evaluate.bootstrap_draws = 2000
+    return c
+
+
+def smoke(c: ConfigDict) -> ConfigDict:
+    """The whole pipeline, tiny: minutes become seconds, figures mean nothing."""
+    c.data.update(dict(train_items=64, validation_items=32, test_items=32))
+    c.prior.update(dict(widths=(8, 8), modality_widths=(8, 8), segmentor_width=8, decoder_widths=(8, 8, 8), grid=4))
+    c.prior.train.update(dict(steps=6, batch_size=8))
+    c.disentangler.update(dict(hidden=32))
+    c.disentangler.train.update(dict(steps=8, batch_size=16))
+    c.fusion.update(dict(width=32, depth=2, heads=2, token_width=32, hffm_hidden=32, components=8))
+    c.fusion.train.update(dict(steps=6, batch_size=8))
+    for stage in (c.prior, c.disentangler, c.fusion):
+        stage.train.update(dict(warmup_steps=2, checkpoint_every_steps=3, log_every_steps=2))
+    c.sample.update(dict(steps=4, batch_size=16, count=2))
+    c.evaluate.update(dict(prompts=16, bootstrap_draws=100))
+    return c
+
+
+def reference(c: ConfigDict) -> ConfigDict:
+    """The published computation at this config's sizes."""
+    c.data.intensity = "per_image"
+    c.prior.update(
+        dict(
+            variant="reference",
+            modality_widths=(16, 32, 64, 128),
+            segmentor_width=64,
+            decoder_widths=(128, 64, 32),
+            modality_factors=8,
+            grid=1,
+            weight_kl=0.01,
+            weight_dice=10.0,
+            weight_regression=1.0,
+            weight_appearance=0.0,
+            weight_consistency=0.0,
+        )
+    )
+    c.prior.train.update(dict(adam_b1=0.5, schedule="plateau", warmup_steps=0))
+    c.disentangler.update(dict(alignment="cosine", weight_reconstruction=0.5))
+    c.fusion.update(
+        dict(hffm_variant="reference", hffm_hidden=256, components=0, condition_dropout=0.0, condition_noise=0.0)
+    )
+    c.fusion.train.update(dict(weight_decay=0.01, ema_decay=0.0))
+    c.diffusion.objective = "epsilon"
+    c.sample.update(dict(solver="dpmpp_2m", steps=50, guidance_anatomy=4.5, guidance_modality=4.5))
+    return c
+
+
+VARIANTS = {"smoke": smoke, "reference": reference}
+
+
+def with_variants(c: ConfigDict, names: str, own: dict | None = None) -> ConfigDict:
+    """Applies `a+b` after the colon of `--config=configs/x.py:a+b`, left to right."""
+    variants = {**VARIANTS, **(own or {})}
+    for name in filter(None, names.split("+")):
+        if name not in variants:
+            raise ValueError(
+                f"config variant '{name}' of '{c.name}' is unknown: choose from {', '.join(sorted(variants))}"
+            )
+        c = variants[name](c)
+    return c

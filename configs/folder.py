@@ -1,0 +1,14 @@
+"""Dataset config 'folder': names its data root; the reader comes with a later release.
+
+python -m vgjax.main --config=configs/folder.py --config.data.root=FOLDER
+"""
+
+from configs import base
+
+
+def get_config(variants: str = ""):
+    c = base.get_config()
+    c.name = "folder"
+    c.data.source = "folder"
+    c.evaluate.readout = "segmentor"
+    return base.with_variants(c, variants)

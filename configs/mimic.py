@@ -1,0 +1,14 @@
+"""Dataset config 'mimic': names its data root; the reader comes with a later release.
+
+python -m vgjax.main --config=configs/mimic.py --config.data.root=FOLDER
+"""
+
+from configs import base
+
+
+def get_config(variants: str = ""):
+    c = base.get_config()
+    c.name = "mimic"
+    c.data.source = "mimic"
+    c.evaluate.readout = "segmentor"
+    return base.with_variants(c, variants)

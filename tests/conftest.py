@@ -1,0 +1,76 @@
+"""What every test stands on: eight virtual CPU devices, no network, strict ranks, a compile cache.
+
+JAX and the Hugging Face hub read these environment variables when they are imported, and the processes that tests start
+inherit them; so they are set before anything else is imported.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = str(REPO / ".cache" / "jax")
+# By default JAX keeps only what took over a second to compile; tests compile many small programs.
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
+os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+
+import jax  # noqa: E402
+from absl import flags  # noqa: E402
+
+jax.config.update("jax_num_cpu_devices", 8)
+# A shape that broadcasts by accident is a bug that trains.
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Grain's worker processes read absl flags, which only absl.app.run would have parsed.
+flags.FLAGS.mark_as_parsed()
+
+
+class NetworkRefused(RuntimeError):
+    """A test tried to reach another machine."""
+
+
+def _is_local(address: object) -> bool:
+    """Whether a socket address stays on this machine: a UNIX path, localhost or a loopback IP."""
+    if not isinstance(address, tuple):
+        return True
+    host = str(address[0])
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_network() -> Iterator[None]:
+    """Makes every Python socket refuse to connect anywhere but to this machine."""
+
+    def refusing(connect):
+        def guarded(self, address):
+            if not _is_local(address):
+                raise NetworkRefused(f"A test tried to connect to {address}; tests run without a network.")
+            return connect(self, address)
+
+        return guarded
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(socket.socket, "connect", refusing(socket.socket.connect))
+        patch.setattr(socket.socket, "connect_ex", refusing(socket.socket.connect_ex))
+        yield
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """The folder with one subfolder per real dataset; the test skips where it is absent."""
+    root = Path(os.environ.get("VGJAX_TEST_DATA", REPO.parent / "shared" / "data"))
+    if not root.is_dir():
+        pytest.skip(f"real data not found at {root}; set VGJAX_TEST_DATA to the folder that holds the datasets")
+    return root

@@ -1,0 +1,191 @@
+from __future__ import annotations
+
+import collections
+import json
+
+import numpy as np
+import pytest
+
+from vgjax.data import captions
+
+THRESHOLDS = {
+    "centre_x": (0.4, 0.6),
+    "centre_y": (0.4, 0.6),
+    "area_fraction": (0.02, 0.1),
+    "solidity": (0.9,),
+    "axis_ratio": (0.75,),
+    "warmth": (0.3, 0.6),
+    "brightness": (0.3, 0.6),
+}
+
+
+def ellipse(x: float, y: float, rx: float, ry: float, height: int = 200, width: int = 200) -> np.ndarray:
+    """A filled ellipse; centre and radii in fractions of the picture's width and height."""
+    rows, columns = np.mgrid[:height, :width]
+    u, v = (columns + 0.5) / width, (rows + 0.5) / height
+    return (((u - x) / rx) ** 2 + ((v - y) / ry) ** 2 <= 1).astype(np.uint8)
+
+
+def plain(colour: tuple[int, int, int], height: int = 200, width: int = 200) -> np.ndarray:
+    return np.broadcast_to(np.array(colour, np.uint8), (height, width, 3))
+
+
+@pytest.mark.parametrize(("height", "width"), [(200, 200), (200, 320), (320, 200), (64, 64), (100, 130)])
+def test_geometry_is_relative_to_the_picture_whatever_its_size(height, width):
+    measured = captions.position_and_size(ellipse(0.3, 0.7, 0.15, 0.1, height, width))
+    assert measured is not None
+    assert measured["centre_x"] == pytest.approx(0.3, abs=0.01)
+    assert measured["centre_y"] == pytest.approx(0.7, abs=0.01)
+    assert measured["area_fraction"] == pytest.approx(np.pi * 0.15 * 0.1, rel=0.04)
+
+
+def test_the_largest_lesion_counts_and_specks_do_not():
+    alone = ellipse(0.7, 0.3, 0.1, 0.1)
+    with_speck = np.maximum(alone, ellipse(0.1, 0.9, 0.03, 0.03))
+    assert captions.position_and_size(with_speck) == captions.position_and_size(alone)
+    assert captions.position_and_size(ellipse(0.5, 0.5, 0.01, 0.01)) is None
+    assert captions.position_and_size(np.zeros((50, 50), np.uint8)) is None
+
+
+def test_every_position_is_named():
+    found = [
+        [(captions.levels_from_mask(ellipse(x, y, 0.1, 0.1), THRESHOLDS) or {})["position"] for x in (0.2, 0.5, 0.8)]
+        for y in (0.2, 0.5, 0.8)
+    ]
+    assert found == [
+        ["upper left", "upper centre", "upper right"],
+        ["middle left", "centre", "middle right"],
+        ["lower left", "lower centre", "lower right"],
+    ]
+
+
+def test_a_mask_alone_gives_position_and_size():
+    sizes = [captions.levels_from_mask(ellipse(0.5, 0.5, r, r), THRESHOLDS) for r in (0.05, 0.12, 0.3)]
+    assert sizes == [{"position": "centre", "size": size} for size in ("small", "medium", "large")]
+    assert captions.levels_from_mask(np.zeros((64, 64), np.uint8), THRESHOLDS) is None
+
+
+def test_outlines_are_told_apart():
+    crescent = np.clip(ellipse(0.5, 0.5, 0.3, 0.3) - ellipse(0.6, 0.5, 0.25, 0.25).astype(int), 0, 1)
+    masks = {"round": ellipse(0.5, 0.5, 0.2, 0.2), "oval": ellipse(0.5, 0.5, 0.1, 0.3), "irregular": crescent}
+    for shape, mask in masks.items():
+        measured = captions.measure_attributes(plain((200, 120, 90)), mask)
+        assert captions.attribute_levels(measured, THRESHOLDS)["shape"] == shape
+    flat = captions.measure_attributes(plain((200, 120, 90)), masks["oval"])
+    assert flat["axis_ratio"] == pytest.approx(1 / 3, abs=0.02)
+    assert flat["eccentricity"] == pytest.approx(np.sqrt(1 - 1 / 9), abs=0.02)
+
+
+def test_the_outline_is_that_of_the_stretched_picture():
+    disc_of_the_square = ellipse(0.5, 0.5, 0.2, 0.2, height=100, width=160)
+    measured = captions.measure_attributes(plain((200, 120, 90), 100, 160), disc_of_the_square)
+    assert measured["axis_ratio"] > 0.95
+
+
+def test_a_line_of_pixels_is_measured_without_complaint():
+    line = np.zeros((64, 64), np.uint8)
+    line[30, 5:60] = 1
+    assert captions.measure_attributes(plain((9, 9, 9), 64, 64), line)["axis_ratio"] < 0.05
+
+
+def test_colour_and_light_leave_out_the_black_frame():
+    picture = np.zeros((200, 200, 3), np.uint8)
+    picture[50:150, 50:150] = (200, 120, 100)
+    style = captions.picture_style(picture)
+    assert style["warmth"] == pytest.approx(0.5, abs=0.02)
+    assert style["brightness"] == pytest.approx(140 / 255, abs=0.02)
+    assert style["contrast"] < 0.06
+    stripes = picture.copy()
+    stripes[50:150, 50:100] = (80, 48, 40)
+    assert captions.picture_style(stripes)["contrast"] > 0.15
+    assert captions.picture_style(np.zeros_like(picture)) == {"warmth": 1.0, "brightness": 0.0, "contrast": 0.0}
+
+
+def test_pinks_and_lights_are_ordered():
+    levels = [
+        captions.attribute_levels(captions.picture_style(plain(colour)), THRESHOLDS)
+        for colour in [(80, 70, 65), (160, 110, 80), (255, 200, 60)]
+    ]
+    assert [level["colour"] for level in levels] == ["pink", "salmon", "orange"]
+    assert [level["brightness"] for level in levels] == ["dark", "normal", "bright"]
+
+
+def test_an_empty_mask_cannot_be_measured():
+    with pytest.raises(ValueError, match=r"less than 0\.1% of the picture"):
+        captions.measure_attributes(plain((1, 2, 3)), np.zeros((200, 200), np.uint8))
+
+
+def test_fitted_thresholds_cut_the_training_pictures_at_the_quantiles():
+    rng = np.random.default_rng(0)
+    attributes = [{name: float(rng.normal()) for name in captions.QUANTILES} for _ in range(900)]
+    fitted = captions.fit_thresholds(attributes)
+    levels = [captions.attribute_levels(one, fitted) for one in attributes]
+    shares = {
+        factor: collections.Counter(level[factor] for level in levels) for factor in ("size", "colour", "brightness")
+    }
+    assert all(count == 300 for share in shares.values() for count in share.values())
+    columns = collections.Counter(level["position"].split()[-1] for level in levels)
+    assert columns["left"] == columns["right"] == 225
+    assert collections.Counter(level["shape"] for level in levels)["irregular"] == 225
+    assert captions.attribute_levels(attributes[0], json.loads(json.dumps(fitted))) == levels[0]
+    with pytest.raises(ValueError, match="no training picture"):
+        captions.fit_thresholds([])
+
+
+def all_levels() -> dict[str, tuple[str, ...]]:
+    return {name: tuple(words) for name, words in captions.WORDS.items()}
+
+
+def test_every_level_has_words_and_no_two_levels_share_one():
+    named = {
+        "position": {position for row in captions.POSITIONS for position in row},
+        "size": set(captions.SIZES),
+        "shape": set(captions.SHAPES),
+        "colour": set(captions.COLOURS),
+        "brightness": set(captions.BRIGHTNESSES),
+    }
+    assert {name: set(levels) for name, levels in all_levels().items()} == named
+    assert set(named) == {*captions.MEASURED_ANATOMY, *captions.MEASURED_MODALITY}
+    phrases = [phrase for levels in captions.WORDS.values() for words in levels.values() for phrase in words]
+    assert len(phrases) == len(set(phrases))
+    sided = {phrase for phrase in phrases if {"left", "right"} & set(phrase.split())}
+    assert sided <= {p for words in captions.WORDS["position"].values() for p in words}
+
+
+def mentions(caption: str, factor: str, level: str) -> bool:
+    return any(phrase in caption.lower() for phrase in captions.WORDS[factor][level])
+
+
+def test_a_caption_says_what_is_said_and_nothing_else():
+    rng = np.random.default_rng(0)
+    said_counts: collections.Counter[str] = collections.Counter()
+    for _ in range(400):
+        levels = {name: str(rng.choice(names)) for name, names in all_levels().items()}
+        said = captions.choose_said(levels, rng)
+        caption = captions.describe(levels, rng, said)
+        said_counts.update(said)
+        assert all(mentions(caption, name, levels[name]) for name in said), caption
+        assert not any(mentions(caption, name, levels[name]) for name in set(levels) - set(said)), caption
+        assert caption.endswith(".") and caption[0].isupper() and "  " not in caption and "{" not in caption
+        assert " a irr" not in caption.lower() and " a o" not in caption.lower()
+    assert said_counts["position"] == said_counts["size"] == 400
+    assert all(300 < said_counts[name] < 375 for name in ("shape", "colour", "brightness"))
+
+
+def test_captions_vary_in_wording_and_order_and_repeat_with_the_seed():
+    levels = {"position": "upper left", "size": "small", "shape": "oval", "colour": "pink", "brightness": "dark"}
+    drawn = [captions.describe(levels, np.random.default_rng(seed)) for seed in range(200)]
+    assert len(set(drawn)) > 100
+    anatomy_first = sum(caption.split(".")[0].lower().count("polyp") for caption in drawn)
+    assert 70 < anatomy_first < 130
+    assert drawn == [captions.describe(levels, np.random.default_rng(seed)) for seed in range(200)]
+
+
+def test_a_caption_may_say_little():
+    rng = np.random.default_rng(0)
+    assert captions.describe({"size": "small"}, rng, ()).lower() in {
+        "a polyp.",
+        "a polyp is seen.",
+        "there is a polyp.",
+    }
+    assert "an irregular polyp" in captions.describe({"shape": "irregular"}, np.random.default_rng(1)).lower()

@@ -1,0 +1,398 @@
+"""The house rules: imports point one way, files and functions stay short, nothing private, unsafe or machine-bound."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import contextlib
+import graphlib
+import importlib.metadata
+import os
+import re
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+REPO = Path(__file__).resolve().parent.parent
+PACKAGE = REPO / "vgjax"
+
+# Room of the house -> the rooms it may import from. A room's own modules may import one another, without a cycle.
+FOUNDATION = {"types", "config"}
+PARTS = {"models", "diffusion", "losses", "data", "weights"}
+GENERIC = {"state", "optim", "parallel", "checkpoint"}
+OUTER = {"train", "sample", "evaluation", "bench", "serve"}
+MAY_IMPORT: dict[str, set[str]] = {
+    "": set(),  # vgjax/__init__.py: importing the package costs nothing
+    **dict.fromkeys(FOUNDATION, FOUNDATION),
+    **dict.fromkeys(PARTS, FOUNDATION | PARTS),
+    **dict.fromkeys(GENERIC, FOUNDATION | GENERIC),
+    "pipeline": FOUNDATION | PARTS,
+    "stages": FOUNDATION | PARTS | GENERIC | {"pipeline"},
+    **dict.fromkeys(OUTER, FOUNDATION | PARTS | GENERIC | OUTER | {"pipeline", "stages"}),
+    "main": FOUNDATION | PARTS | GENERIC | OUTER | {"pipeline", "stages"},
+}
+
+MAX_FILE_LINES = 400
+MAX_FUNCTION_LINES = 60
+DRAWERS = {"utils", "util", "helpers", "misc", "common"}
+UNPICKLERS = {"pickle", "cPickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
+MACHINE_BOUND = re.compile(r"(?<![\w.~-])/(?:work|root)/|file:/{3}|-{2}(?:extra-)?index-url|-{2}find-links")
+
+
+def module_name(path: Path, root: Path) -> str:
+    """Dotted name of a module: root/vgjax/data/loader.py -> vgjax.data.loader."""
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def modules_of(package: Path) -> dict[str, ast.Module]:
+    """Syntax trees of a package's modules by dotted name."""
+    return {
+        module_name(path, package.parent): ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
+        for path in sorted(package.rglob("*.py"))
+    }
+
+
+def imports_of(name: str, tree: ast.Module, modules: set[str], packages: set[str]) -> set[str]:
+    """Absolute names that a module imports anywhere, lazily too; our submodules are named, not their package."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:
+                here = name.split(".") if name in packages else name.split(".")[:-1]
+                base = ".".join([*here[: len(here) - node.level + 1], *([node.module] if node.module else [])])
+            names = {f"{base}.{alias.name}" for alias in node.names}
+            found |= {full if full in modules else base for full in names}
+    return found
+
+
+def import_graph(package: Path) -> dict[str, set[str]]:
+    """Module of the package -> everything it imports."""
+    trees = modules_of(package)
+    packages = {module_name(path, package.parent) for path in package.rglob("__init__.py")}
+    return {name: imports_of(name, tree, set(trees), packages) for name, tree in trees.items()}
+
+
+def room(module: str) -> str:
+    """vgjax.data.sources.busi -> data; vgjax itself -> the empty name."""
+    return [*module.split("."), ""][1]
+
+
+def direction_errors(graph: dict[str, set[str]]) -> list[str]:
+    """What in an import graph of vgjax breaks the table or runs in a circle."""
+    errors = []
+    for module, imported in sorted(graph.items()):
+        if room(module) not in MAY_IMPORT:
+            errors.append(f"{module} has no place in MAY_IMPORT: add it to the table, beside its peers")
+            continue
+        for target in sorted(name for name in imported if name.split(".")[0] == "vgjax"):
+            if room(target) != room(module) and room(target) not in MAY_IMPORT[room(module)]:
+                errors.append(f"{module} imports {target}, against the direction of the house")
+    inside = {module: {t for t in imported if t in graph and t != module} for module, imported in graph.items()}
+    try:
+        graphlib.TopologicalSorter(inside).prepare()
+    except graphlib.CycleError as error:
+        errors.append("imports run in a circle: " + " <- ".join(error.args[1]))
+    return errors
+
+
+def dotted(node: ast.AST) -> str:
+    """Source name of a chain of attributes, a.b.c; the empty string for anything else."""
+    if isinstance(node, ast.Name):
+        return node.id
+    if isinstance(node, ast.Attribute):
+        return f"{dotted(node.value)}.{node.attr}"
+    return ""
+
+
+def unsafe_loads(tree: ast.Module) -> list[str]:
+    """Calls that would run what a data file says: unpickling, or allow_pickle that is not literally False."""
+    errors = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module in UNPICKLERS:
+            errors += [
+                f"line {node.lineno}: from {node.module} import {a.name}" for a in node.names if "load" in a.name
+            ]
+        if not isinstance(node, ast.Call):
+            continue
+        head, _, last = dotted(node.func).rpartition(".")
+        if head in UNPICKLERS and last in {"load", "loads", "open"}:
+            errors.append(f"line {node.lineno}: {head}.{last}")
+        for keyword in node.keywords:
+            if keyword.arg == "allow_pickle" and ast.unparse(keyword.value) != "False":
+                errors.append(f"line {node.lineno}: allow_pickle")
+    return errors
+
+
+def long_functions(tree: ast.Module) -> list[str]:
+    """Functions longer than the house allows, docstring included."""
+    functions = [node for node in ast.walk(tree) if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef)]
+    lengths = [(node, (node.end_lineno or 0) - node.lineno + 1) for node in functions]
+    return [f"{f.name} (line {f.lineno}): {lines} lines" for f, lines in lengths if lines > MAX_FUNCTION_LINES]
+
+
+def requirements(path: Path) -> list[Requirement]:
+    """Requirements of a file, comments and options left out."""
+    lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    return [Requirement(line) for line in lines if line and not line.startswith(("#", "-"))]
+
+
+def undeclared(graph: dict[str, set[str]], declared: set[str]) -> list[str]:
+    """Third-party imports whose distribution is not declared."""
+    providers = importlib.metadata.packages_distributions()
+    errors = []
+    for module, imported in sorted(graph.items()):
+        for top in sorted({name.split(".")[0] for name in imported} - sys.stdlib_module_names - {"vgjax", "configs"}):
+            if not {canonicalize_name(name) for name in providers.get(top, [])} & declared:
+                errors.append(f"{module} imports {top}, which requirements.txt does not declare")
+    return errors
+
+
+def committed_texts() -> Iterator[tuple[Path, str]]:
+    """Text files of the project but this one, which names what it forbids; caches, environments and runs are none."""
+    ignored = re.compile(r"\.git|\.venv|\.cache|\.vgl|runs|data|build|dist|.*\.egg-info|.*_cache")
+    for top in (top for top in REPO.iterdir() if not ignored.fullmatch(top.name)):
+        for path in top.rglob("*") if top.is_dir() else [top]:
+            if path.is_file() and path != Path(__file__).resolve():
+                with contextlib.suppress(UnicodeDecodeError, FileNotFoundError):
+                    yield path, path.read_text(encoding="utf-8")
+
+
+def shell_scripts() -> list[Path]:
+    """Every shell script of the repository."""
+    return [REPO / ".ci" / "run", *sorted((REPO / "launch").glob("*.sh")), *sorted((REPO / "launch").glob("*.sbatch"))]
+
+
+def test_imports_point_one_way():
+    assert direction_errors(import_graph(PACKAGE)) == []
+
+
+@pytest.mark.parametrize(
+    ("files", "complaint"),
+    [
+        ({"models/dit.py": "from vgjax import train"}, "vgjax.models.dit imports vgjax.train"),
+        ({"config.py": "def f():\n  from .data import loader"}, "vgjax.config imports vgjax.data.loader"),
+        ({"pipeline.py": "import vgjax.stages.prior"}, "vgjax.pipeline imports vgjax.stages.prior"),
+        ({"attic.py": ""}, "vgjax.attic has no place"),
+        ({"losses.py": "from vgjax.data import loader", "data/loader.py": "from .. import losses"}, "circle"),
+        ({"stages/prior.py": "from vgjax import pipeline, types", "train.py": "from vgjax.stages import prior"}, None),
+    ],
+)
+def test_a_wrong_import_is_seen(tmp_path, files, complaint):
+    package = tmp_path / "vgjax"
+    for name in ("", "models", "data", "stages"):
+        (package / name).mkdir()
+        (package / name / "__init__.py").touch()
+    for name in ("train.py", "losses.py", "pipeline.py", "types.py", "data/loader.py", "stages/prior.py"):
+        (package / name).touch()
+    for name, source in files.items():
+        (package / name).write_text(source)
+    errors = direction_errors(import_graph(package))
+    assert (len(errors) == 1 and complaint in errors[0]) if complaint else errors == []
+
+
+def test_files_and_functions_stay_short():
+    errors = []
+    for path in sorted(PACKAGE.rglob("*.py")):
+        source = path.read_text(encoding="utf-8")
+        where = path.relative_to(REPO)
+        if (lines := len(source.splitlines())) > MAX_FILE_LINES:
+            errors.append(f"{where}: {lines} lines")
+        errors += [f"{where}: {error}" for error in long_functions(ast.parse(source))]
+    assert errors == []
+
+
+def test_a_long_function_is_seen():
+    body = "    x = 1\n"
+    assert long_functions(ast.parse("def f():\n" + body * (MAX_FUNCTION_LINES - 1))) == []
+    assert long_functions(ast.parse("class A:\n  def f(self):\n" + body * MAX_FUNCTION_LINES)) == [
+        "f (line 2): 61 lines"
+    ]
+
+
+def test_there_are_no_drawers():
+    assert [path for path in PACKAGE.rglob("*.py") if path.stem in DRAWERS] == []
+
+
+def test_no_private_jax():
+    private = re.compile(r"\bjax\._[a-z]|\bfrom jax import _")
+    assert [str(path) for path, text in committed_texts() if path.suffix == ".py" and private.search(text)] == []
+
+
+def test_nothing_unpickles():
+    errors = {
+        name: unsafe_loads(tree) for folder in ("vgjax", "configs") for name, tree in modules_of(REPO / folder).items()
+    }
+    assert {name: found for name, found in errors.items() if found} == {}
+
+
+@pytest.mark.parametrize(
+    ("source", "unsafe"),
+    [
+        ("pickle.load(f)", True),
+        ("from pickle import loads", True),
+        ("joblib.load(f)", True),
+        ("np.load(f, allow_pickle=True)", True),
+        ("np.load(f, allow_pickle=flag)", True),
+        ("np.load(f, allow_pickle=False)", False),
+        ("json.load(f)", False),
+    ],
+)
+def test_an_unsafe_load_is_seen(source, unsafe):
+    assert bool(unsafe_loads(ast.parse(source))) == unsafe
+
+
+@pytest.mark.parametrize("script", shell_scripts(), ids=lambda path: path.name)
+def test_shell_script_parses_and_is_strict(script):
+    checked = subprocess.run(["bash", "-n", script], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stderr
+    sourced = script.name.startswith("_")
+    assert sourced or "set -euo pipefail" in script.read_text(encoding="utf-8")
+
+
+def test_every_import_is_declared():
+    declared = {canonicalize_name(requirement.name) for requirement in requirements(REPO / "requirements.txt")}
+    assert undeclared(import_graph(PACKAGE), declared) == []
+    assert undeclared({"m": {"PIL.Image", "json", "sklearn"}}, {"pillow"}) == [
+        "m imports sklearn, which requirements.txt does not declare"
+    ]
+
+
+def test_requirements_are_installed_and_pinned_to_a_version_that_meets_the_floor():
+    pins = {canonicalize_name(pin.name): pin for pin in requirements(REPO / "constraints.txt")}
+    assert [str(pin) for pin in pins.values() if not re.fullmatch(r"==[\w.]+", str(pin.specifier))] == []
+    for file in ("requirements.txt", "requirements-dev.txt"):
+        for requirement in requirements(REPO / file):
+            pin = str(pins[canonicalize_name(requirement.name)].specifier).removeprefix("==")
+            assert requirement.specifier.contains(pin), f"{requirement} against {pin} in constraints.txt"
+            installed = importlib.metadata.version(requirement.name)
+            assert requirement.specifier.contains(installed), f"{requirement} against {installed} installed"
+
+
+def test_changelog_names_the_version():
+    config = configparser.ConfigParser()
+    config.read(REPO / "setup.cfg", encoding="utf-8")
+    changelog = (REPO / "CHANGELOG.md").read_text(encoding="utf-8")
+    assert re.search(rf"(?<![\w.]){re.escape(config['metadata']['version'])}(?!\.?\w)", changelog)
+
+
+def test_nothing_is_bound_to_a_machine():
+    errors = [
+        f"{path.relative_to(REPO)}:{number}: {line.strip()[:100]}"
+        for path, text in committed_texts()
+        for number, line in enumerate(text.splitlines(), 1)
+        if MACHINE_BOUND.search(line)
+    ]
+    assert errors == []
+
+
+@pytest.mark.parametrize(
+    ("line", "bound"),
+    [
+        ("open('/work/x')", True),
+        ("source=/root/.cache", True),
+        ("numpy @ file:///wheels/numpy.whl", True),
+        ("pip install --extra-index-url x", True),
+        ("https://example.org/work/x", False),
+        ("a/root/b", False),
+    ],
+)
+def test_a_machine_path_is_seen(line, bound):
+    assert bool(MACHINE_BOUND.search(line)) == bound
+
+
+@pytest.fixture
+def checkout(tmp_path) -> Path:
+    """A copy of the launch scripts whose .venv holds a stand-in Python that only writes down its arguments."""
+    root = tmp_path / "check out"  # a blank in the path has broken many a script
+    shutil.copytree(REPO / "launch", root / "launch")
+    for name in ("requirements.txt", "requirements-dev.txt", "constraints.txt"):
+        shutil.copy(REPO / name, root)
+    python = root / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/usr/bin/env bash\nIFS='|'; echo \"$*\" >>'{root}/calls'\n")
+    python.chmod(python.stat().st_mode | stat.S_IXUSR)
+    return root
+
+
+def calls(checkout: Path, script: str, *arguments: str) -> list[str]:
+    """What the stand-in Python was called with, version questions left out; the script starts in another folder."""
+    (checkout / "calls").unlink(missing_ok=True)
+    subprocess.run(["bash", checkout / "launch" / script, *arguments], cwd="/", check=True, capture_output=True)
+    lines = (checkout / "calls").read_text().splitlines()
+    return [line for line in lines if not line.startswith("-c|") and line != "-m|pip|--version"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        ((), "--config=configs/phantom.py|--workdir=runs/phantom"),
+        (("--mode=train",), "--config=configs/phantom.py|--workdir=runs/phantom|--mode=train"),
+        (("--config.seed=1",), "--config=configs/phantom.py|--workdir=runs/phantom|--config.seed=1"),
+        (("--workdir=a b",), "--config=configs/phantom.py|--workdir=a b"),
+        (("--config=configs/busi.py",), "--config=configs/busi.py"),
+        (("--config", "configs/busi.py", "--mode=run"), "--config|configs/busi.py|--mode=run"),
+    ],
+)
+def test_local_fills_in_the_phantom(checkout, arguments, expected):
+    assert calls(checkout, "local.sh", *arguments)[-1] == f"-m|vgjax.main|{expected}"
+
+
+def test_the_package_is_installed_once_per_requirements(checkout):
+    def installs(script: str) -> list[str]:
+        return [call for call in calls(checkout, script) if call.startswith("-m|pip|install")]
+
+    assert [call.endswith("-c|constraints.txt|-r|requirements.txt|-e|.") for call in installs("local.sh")] == [True]
+    assert installs("local.sh") == []
+    assert [call.endswith("-r|requirements-dev.txt|-e|.") for call in installs("test.sh")] == [True]
+    (checkout / ".venv" / "installed-requirements.txt").unlink()
+    assert installs("local.sh") == []  # the development set holds the run-time set
+    with (checkout / "constraints.txt").open("a") as file:
+        file.write("attrs==1.0\n")
+    assert len(installs("local.sh")) == 1
+
+
+def test_an_old_python_is_refused_in_one_sentence(checkout):
+    shutil.rmtree(checkout / ".venv")
+    old = checkout / "python3"
+    old.write_text('#!/usr/bin/env bash\n[[ $1 == --version ]] && echo "Python 3.8.1"\nexit 1\n')
+    old.chmod(0o755)
+    refused = subprocess.run(
+        ["bash", checkout / "launch" / "local.sh"],
+        env={**os.environ, "PYTHON": str(old)},
+        capture_output=True,
+        text=True,
+    )
+    assert refused.returncode == 1
+    assert "vgjax needs Python 3.11 or later" in refused.stderr and "Python 3.8.1" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+    assert not (checkout / ".venv").exists()
+
+
+def test_tests_run_on_eight_devices_with_strict_ranks():
+    assert jax.config.jax_numpy_rank_promotion == "raise"
+    with pytest.raises(ValueError, match="jax_numpy_rank_promotion"):
+        jnp.ones((2, 3)) + jnp.ones(3)
+    assert jax.default_backend() != "cpu" or jax.device_count() == 8
+
+
+def test_the_network_is_refused_and_this_machine_is_not():
+    with socket.socket() as client, pytest.raises(RuntimeError, match="without a network"):
+        client.connect(("192.0.2.1", 80))
+    with socket.socket() as server, socket.socket() as client:
+        server.bind(("127.0.0.1", 0))
+        server.listen(1)
+        client.connect(server.getsockname())

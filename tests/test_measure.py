@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import ast
+import inspect
+
+import numpy as np
+import pytest
+from scipy import ndimage
+
+from vgjax.config import ConfigError
+from vgjax.data.sources import phantom
+from vgjax.evaluation import measure as measure_module
+from vgjax.evaluation.measure import measure, measure_many
+
+GLOBAL = ("colour", "brightness", "texture")
+
+
+def _accuracy(images: list[np.ndarray], items: list) -> dict[str, float]:
+    read = measure_many(images)
+    return {
+        name: float(np.mean([one[name] == item.factors[name] for one, item in zip(read, items, strict=True)]))
+        for name in phantom.FACTORS
+    }
+
+
+@pytest.fixture(scope="module")
+def items() -> list:
+    return list(phantom.items("test", 600, seed=101))
+
+
+def test_every_factor_is_read_back_from_rendered_images(items):
+    accuracy = _accuracy([item.image for item in items], items)
+    assert min(accuracy.values()) >= 0.98, accuracy
+
+
+def test_every_factor_is_read_back_at_twice_the_size():
+    large = list(phantom.items("test", 150, seed=102, size=64))
+    accuracy = _accuracy([item.image for item in large], large)
+    assert min(accuracy.values()) >= 0.95, accuracy
+
+
+@pytest.mark.parametrize("flaw", ["noise", "smoothing"])
+def test_small_flaws_do_not_move_the_reading(items, flaw):
+    rng = np.random.default_rng(0)
+    flawed = []
+    for item in items[:250]:
+        image = item.image / 127.5 - 1.0
+        image = (
+            image + rng.normal(0.0, 0.04, image.shape)
+            if flaw == "noise"
+            else ndimage.gaussian_filter(image, (0.5, 0.5, 0))
+        )
+        flawed.append(np.clip(image, -1.0, 1.0).astype(np.float32))
+    accuracy = _accuracy(flawed, items[:250])
+    assert min(accuracy.values()) >= 0.96, accuracy
+
+
+def test_changing_one_factor_changes_its_reading_alone():
+    base = {name: levels[1] for name, levels in phantom.FACTORS.items()} | {"texture": "smooth"}
+    for name, levels in phantom.FACTORS.items():
+        for level in levels:
+            factors = base | {name: level}
+            assert measure(phantom.render(factors, np.random.default_rng(4))[0]) == factors
+
+
+def test_bytes_and_floats_read_alike(items):
+    for item in items[:20]:
+        assert measure(item.image) == measure((item.image / 127.5 - 1.0).astype(np.float32))
+
+
+@pytest.mark.parametrize("grain", [0.0, 0.04])
+def test_without_a_lesion_only_the_style_is_read(grain):
+    noise = np.random.default_rng(0).standard_normal((32, 32))
+    noise -= ndimage.gaussian_filter(noise, 1.0)
+    luminance = 0.55 + grain * noise
+    rgb = luminance[..., None] * np.array([1.24, 0.88, 0.88])
+    read = measure(np.round(255 * rgb).astype(np.uint8))
+    assert {name: read[name] for name in GLOBAL} == {
+        "colour": "red",
+        "brightness": "normal",
+        "texture": "grainy" if grain else "smooth",
+    }
+    assert all(read[name] is None for name in phantom.FACTORS if name not in GLOBAL)
+
+
+def test_what_lies_outside_every_level_is_unreadable():
+    assert measure(np.zeros((32, 32, 3), np.uint8))["brightness"] is None
+    magenta = np.tile(np.array([200, 20, 200], np.uint8), (32, 32, 1))
+    assert measure(magenta)["colour"] is None
+    speck = np.full((32, 32, 3), 140, np.uint8)
+    speck[14:18, 14:18] = 40
+    assert measure(speck)["size"] is None
+    crowd = np.full((32, 32, 3), 140, np.uint8)
+    crowd[10:20, 10:20] = 40
+    for y, x in ((2, 2), (2, 26), (26, 2), (26, 26)):
+        crowd[y : y + 4, x : x + 4] = 40
+    assert measure(crowd)["count"] is None
+
+
+def test_garbage_does_not_crash():
+    rng = np.random.default_rng(0)
+    garbage = [rng.uniform(-1, 1, (32, 32, 3)), np.full((32, 32, 3), np.nan), rng.normal(0, 5, (40, 50, 3))]
+    garbage += [np.ones((33, 47, 3)), np.zeros((1, 1, 3)), np.eye(32)[..., None].repeat(3, axis=-1)]
+    for image in garbage:
+        assert set(measure(image)) == set(phantom.FACTORS)
+
+
+def test_levels_are_those_of_the_data_set(items):
+    for read in measure_many([item.image for item in items[:100]]):
+        assert list(read) == list(phantom.FACTORS)
+        assert all(level is None or level in phantom.FACTORS[name] for name, level in read.items())
+
+
+@pytest.mark.parametrize(
+    "image", [np.zeros((32, 32), np.uint8), np.zeros((32, 32, 4), np.uint8), np.zeros((32, 32, 3), np.int64)]
+)
+def test_other_shapes_and_types_are_refused(image):
+    with pytest.raises(ConfigError, match="measure: the image"):
+        measure(image)
+
+
+def test_it_imports_nothing_of_the_renderer():
+    tree = ast.parse(inspect.getsource(measure_module))
+    names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom):
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+    assert names and not any("data" in name.split(".") or "phantom" in name for name in names)
+    assert "import_module" not in inspect.getsource(measure_module)

@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+import collections
+import itertools
+import re
+
+import numpy as np
+import pytest
+from scipy import ndimage
+from sklearn.feature_extraction.text import HashingVectorizer
+from sklearn.linear_model import RidgeClassifier
+
+from vgjax.config import ConfigError
+from vgjax.data.sources import phantom, phantom_text
+from vgjax.types import SPLITS
+
+PLAIN = {
+    "position": "centre",
+    "size": "medium",
+    "irregularity": "round",
+    "count": "none",
+    "colour": "grey",
+    "brightness": "normal",
+    "contrast": "high",
+    "texture": "smooth",
+    "blur": "sharp",
+}
+
+
+def _mentions(text: str, phrase: str) -> bool:
+    return re.search(rf"(?<![\w-]){re.escape(phrase)}(?![\w-])", text, re.IGNORECASE) is not None
+
+
+def _draws(count: int, seed: int = 0) -> list[dict[str, str]]:
+    rng = np.random.default_rng(seed)
+    return [phantom.sample_factors(rng) for _ in range(count)]
+
+
+def test_channels_partition_the_factors():
+    assert tuple(phantom.FACTORS) == (*phantom.ANATOMY, *phantom.MODALITY)
+    assert len(phantom.FACTORS["position"]) == 9
+
+
+def test_levels_are_balanced_and_independent():
+    draws = _draws(6000)
+    for name, levels in phantom.FACTORS.items():
+        counts = collections.Counter(draw[name] for draw in draws)
+        expected = len(draws) / len(levels)
+        assert set(counts) == set(levels)
+        assert all(abs(count - expected) < 5 * np.sqrt(expected) for count in counts.values()), name
+    for first, second in itertools.combinations(phantom.FACTORS, 2):
+        pairs = collections.Counter((draw[first], draw[second]) for draw in draws)
+        cells = len(phantom.FACTORS[first]) * len(phantom.FACTORS[second])
+        expected = len(draws) / cells
+        chi_square = sum((pairs[pair] - expected) ** 2 / expected for pair in pairs)
+        assert len(pairs) == cells
+        assert chi_square < cells + 6 * np.sqrt(2 * cells), (first, second)
+
+
+def test_held_out_pairs_join_the_channels_and_take_a_small_share():
+    for (anatomy, anatomy_level), (modality, modality_level) in phantom.HELD_OUT:
+        assert anatomy in phantom.ANATOMY and anatomy_level in phantom.FACTORS[anatomy]
+        assert modality in phantom.MODALITY and modality_level in phantom.FACTORS[modality]
+    share = np.mean([phantom.is_held_out(draw) for draw in _draws(6000)])
+    assert 0.08 < share < 0.13
+    rng = np.random.default_rng(1)
+    assert all(phantom.is_held_out(phantom.sample_factors(rng, held_out=True)) for _ in range(20))
+
+
+def test_training_and_validation_hold_no_held_out_combination_and_test_holds_both_kinds():
+    for split in ("train", "validation"):
+        items = list(phantom.items(split, 200, seed=0))
+        assert not any(phantom.is_held_out(item.factors) for item in items)
+        for name, levels in phantom.FACTORS.items():
+            assert {item.factors[name] for item in items} == set(levels)
+    kinds = [phantom.is_held_out(item.factors) for item in phantom.items("test", 200, seed=0)]
+    assert 5 < sum(kinds) < 50
+
+
+def test_an_item_depends_on_seed_split_and_index_alone():
+    long, short = list(phantom.items("train", 12, seed=3)), list(phantom.items("train", 5, seed=3))
+    for one, other in zip(long[:5], short, strict=True):
+        np.testing.assert_array_equal(one.image, other.image)
+        np.testing.assert_array_equal(one.mask, other.mask)
+        assert (one.id, one.caption, one.factors, one.said) == (other.id, other.caption, other.factors, other.said)
+    images = [item.image.tobytes() for item in long]
+    for split, seed in (("train", 4), ("validation", 3), ("test", 3)):
+        images += [item.image.tobytes() for item in phantom.items(split, 12, seed=seed)]
+    assert len(set(images)) == 48
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_items_keep_the_contract(size):
+    for index, item in enumerate(phantom.items("test", 6, seed=0, size=size)):
+        assert item.id == f"test-{index:06d}" and item.split in SPLITS
+        assert item.image.shape == (size, size, 3) and item.image.dtype == np.uint8
+        assert item.mask.shape == (size, size) and item.mask.dtype == np.uint8
+        assert set(np.unique(item.mask)) == {0, 1}
+        assert item.label == phantom.class_label(item.factors)
+        assert item.caption and set(item.said) <= set(phantom.FACTORS)
+
+
+def test_class_label_is_a_function_of_irregularity_and_size_alone():
+    labels = collections.defaultdict(set)
+    for draw in _draws(800):
+        labels[draw["irregularity"], draw["size"]].add(phantom.class_label(draw))
+    assert all(len(found) == 1 for found in labels.values())
+    assert collections.Counter(found.copy().pop() for found in labels.values()) == {
+        "benign": 3,
+        "suspicious": 3,
+        "malignant": 3,
+    }
+    assert labels["round", "small"] == {"benign"} and labels["star", "large"] == {"malignant"}
+
+
+def test_the_mask_is_the_visible_lesion():
+    rng = np.random.default_rng(0)
+    for size, count in itertools.product(phantom.FACTORS["size"], phantom.FACTORS["count"]):
+        image, mask = phantom.render(PLAIN | {"size": size, "count": count, "irregularity": "star"}, rng)
+        luminance = image.mean(axis=-1)
+        middle = (luminance.min() + luminance.max()) / 2
+        seen = luminance < middle
+        assert (seen & (mask == 1)).sum() / (seen | (mask == 1)).sum() > 0.85
+
+
+@pytest.mark.parametrize("size", [32, 64])
+def test_satellites_are_as_many_as_said_and_stand_apart(size):
+    rng = np.random.default_rng(0)
+    for draw in _draws(150, seed=2):
+        _, mask = phantom.render(draw, rng, size)
+        labels, found = ndimage.label(mask)
+        assert found == 1 + phantom.FACTORS["count"].index(draw["count"])
+        for blob in range(1, found + 1):
+            rest = ndimage.distance_transform_edt(~((labels > 0) & (labels != blob)))
+            if found > 1:
+                assert rest[labels == blob].min() > 2.5 * size / 32
+
+
+def test_area_follows_size_whatever_the_outline():
+    rng = np.random.default_rng(0)
+    areas = {
+        (size, shape): phantom.render(PLAIN | {"size": size, "irregularity": shape}, rng, 64)[1].mean()
+        for size in phantom.FACTORS["size"]
+        for shape in phantom.FACTORS["irregularity"]
+    }
+    for size, radius in phantom.RADIUS.items():
+        for shape in phantom.FACTORS["irregularity"]:
+            assert areas[size, shape] == pytest.approx(np.pi * (radius / 32) ** 2, rel=0.13)
+
+
+def test_a_colour_cast_leaves_brightness_and_contrast_alone():
+    for gain in phantom.GAIN.values():
+        assert np.mean(gain) == pytest.approx(1.0, abs=1e-9)
+
+
+def test_patterns_name_both_channels_in_either_order():
+    assert len(set(phantom_text.PATTERNS)) >= 20
+    assert all(pattern.count("{a}") == 1 and pattern.count("{m}") == 1 for pattern in phantom_text.PATTERNS)
+    anatomy_first = sum(pattern.index("{a}") < pattern.index("{m}") for pattern in phantom_text.PATTERNS)
+    assert 8 <= anatomy_first <= len(phantom_text.PATTERNS) - 8
+
+
+def test_every_level_has_several_wordings_and_none_is_ambiguous():
+    assert {name: set(levels) for name, levels in phantom_text.WORDINGS.items()} == {
+        name: set(levels) for name, levels in phantom.FACTORS.items()
+    }
+    owners = [(n, lv, w) for n, levels in phantom_text.WORDINGS.items() for lv, ws in levels.items() for w in ws]
+    for levels in phantom_text.WORDINGS.values():
+        assert all(len(set(wordings)) >= 2 for wordings in levels.values())
+    for name, level, wording in owners:
+        for other_name, other_level, other in owners:
+            if (name, level) != (other_name, other_level):
+                assert not _mentions(other, wording), (wording, other)
+        for frame in phantom_text.PATTERNS + phantom_text.NOTHING_SAID:
+            assert not _mentions(frame, wording)
+
+
+def test_a_caption_names_the_said_levels_and_nothing_else():
+    rng = np.random.default_rng(0)
+    subsets = [
+        tuple(np.array(list(phantom.FACTORS))[rng.random(9) < p]) for p in (0.1, 0.3, 0.5, 0.8) for _ in range(40)
+    ]
+    for said, draw in zip([(), *subsets], _draws(len(subsets) + 1), strict=True):
+        text = phantom.describe(draw, rng, said)
+        for name, levels in phantom_text.WORDINGS.items():
+            named = {level for level, wordings in levels.items() if any(_mentions(text, w) for w in wordings)}
+            assert named == ({draw[name]} if name in said else set()), (name, text)
+
+
+def test_a_caption_ignores_what_it_leaves_unsaid():
+    first, second = PLAIN, {name: levels[-1] for name, levels in phantom.FACTORS.items()}
+    for name in phantom.FACTORS:
+        other = second | {name: first[name]}
+        texts = [phantom.describe(f, np.random.default_rng(7), (name,)) for f in (first, other)]
+        assert texts[0] == texts[1]
+
+
+def test_choose_said_keeps_a_factor_of_each_channel():
+    rng = np.random.default_rng(0)
+    chosen = [phantom.choose_said(rng) for _ in range(1500)]
+    assert all(set(said) & set(phantom.ANATOMY) and set(said) & set(phantom.MODALITY) for said in chosen)
+    for name in phantom.FACTORS:
+        assert 0.80 < np.mean([name in said for said in chosen]) < 0.90
+
+
+def test_a_linear_model_on_words_and_pairs_reads_every_level():
+    rng = np.random.default_rng(0)
+    draws = _draws(2500, seed=5)
+    said = [phantom.choose_said(rng) for _ in draws]
+    texts = [phantom.describe(draw, rng, names) for draw, names in zip(draws, said, strict=True)]
+    words = HashingVectorizer(n_features=1024, ngram_range=(1, 2)).transform(texts)
+    for name in phantom.FACTORS:
+        rows = np.array([i for i, names in enumerate(said) if name in names])
+        truth = np.array([draws[i][name] for i in rows])
+        half = len(rows) // 2
+        model = RidgeClassifier(alpha=0.01, solver="sparse_cg").fit(words[rows[:half]], truth[:half])
+        assert model.score(words[rows[half:]], truth[half:]) > 0.97, name
+
+
+def test_bad_input_is_refused_with_its_name():
+    rng = np.random.default_rng(0)
+    with pytest.raises(ConfigError, match="unknown split 'dev'"):
+        next(phantom.items("dev", 1, seed=0))
+    with pytest.raises(ConfigError, match="size is 16"):
+        phantom.render(PLAIN, rng, size=16)
+    with pytest.raises(ConfigError, match="'colour' is 'pink'"):
+        phantom.render(PLAIN | {"colour": "pink"}, rng)
+    with pytest.raises(ConfigError, match="shininess"):
+        phantom.describe(PLAIN, rng, ("size", "shininess"))

@@ -1,0 +1,70 @@
+"""Checkpoints of a stage (Orbax v1) and its final export (safetensors)."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import flax.traverse_util
+import jax
+import numpy as np
+import safetensors.numpy
+from orbax.checkpoint import v1 as ocp
+
+from vgjax.state import TrainState
+
+_policies = ocp.training.preservation_policies
+
+
+class Checkpoints:
+    """Training checkpoints in one folder: the latest two and the best by validation score are kept."""
+
+    def __init__(self, folder: pathlib.Path):
+        best = _policies.BestN(get_metric_fn=lambda metrics: metrics["score"], reverse=True, n=1)
+        self._checkpointer = ocp.training.Checkpointer(
+            folder.absolute(),
+            cleanup_tmp_directories=True,
+            preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(2), best]),
+        )
+
+    def __enter__(self) -> Checkpoints:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._checkpointer.close()
+
+    def save(self, step: int, state: TrainState, data: dict[str, Any], score: float) -> None:
+        """Writes state and the data iterator's position; a step that is already saved stays as it is."""
+        if any(c.step == step for c in self._checkpointer.checkpoints):
+            return
+        entries = {"state": state, "data": data}
+        self._checkpointer.save_checkpointables(step, entries, metrics={"score": score}, force=True)
+
+    def latest(self) -> int | None:
+        """Step of the newest complete checkpoint."""
+        newest = self._checkpointer.latest
+        return None if newest is None else newest.step
+
+    def best(self) -> int | None:
+        """Step of the checkpoint with the lowest validation score."""
+        kept = self._checkpointer.checkpoints
+        return min(kept, key=lambda c: (c.metrics["score"], c.step)).step if kept else None
+
+    def restore(self, step: int, abstract: TrainState) -> tuple[TrainState, dict[str, Any]]:
+        """State (on the shardings of `abstract`) and data position of one step."""
+        loaded = self._checkpointer.load_checkpointables(step, {"state": abstract, "data": None})
+        return loaded["state"], jax.tree.map(int, loaded["data"])
+
+
+def save_export(path: pathlib.Path, variables: Any) -> None:
+    """Writes nested variables as one safetensors file, atomically; names are joined by '/'."""
+    flat = {"/".join(k): np.ascontiguousarray(v) for k, v in flax.traverse_util.flatten_dict(variables).items()}
+    part = path.with_suffix(".part")
+    safetensors.numpy.save_file(flat, part)
+    part.replace(path)
+
+
+def load_export(path: pathlib.Path) -> dict[str, Any]:
+    """The inverse of `save_export`, as numpy arrays."""
+    flat = safetensors.numpy.load_file(path)
+    return flax.traverse_util.unflatten_dict({tuple(name.split("/")): value for name, value in flat.items()})

@@ -1,0 +1,32 @@
+"""Streams batches with Grain: deterministic, shuffled over the whole dataset, resumable on any number of processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import grain
+import numpy as np
+
+from vgjax.data.records import ZippedRecords
+
+Example = dict[str, np.ndarray]
+
+
+def training_batches(
+    source: ZippedRecords, to_example: Callable[[dict[str, Any]], Example], batch_size: int, seed: int
+):
+    """An endless iterator over this process's rows of global batches; its state is one integer."""
+    rows = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None).map(to_example)
+    return iter(grain.experimental.ElasticIterator(rows, batch_size, grain.sharding.ShardByJaxProcess()))
+
+
+def ordered_batches(
+    source: ZippedRecords, to_example: Callable[[dict[str, Any]], Example], batch_size: int
+) -> Iterator[tuple[Example, int]]:
+    """All rows once, in order; the last batch is filled up by repeating its last row. Yields (batch, valid rows)."""
+    for start in range(0, len(source), batch_size):
+        rows = [to_example(source[i]) for i in range(start, min(start + batch_size, len(source)))]
+        valid = len(rows)
+        rows += [rows[-1]] * (batch_size - valid)
+        yield {name: np.stack([row[name] for row in rows]) for name in rows[0]}, valid

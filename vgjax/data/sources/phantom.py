@@ -1,0 +1,225 @@
+"""Phantom: a procedural dataset of lesion-like RGB images whose every factor is known.
+
+Anatomy factors say what is where (position, size, irregularity, count of satellites), modality factors how it was
+imaged (colour, brightness, contrast, texture, blur). Levels are drawn uniformly and independently and lie far apart
+compared with the jitter inside a level. No factor owns a place or a colour: each is a property of the lesion or of the
+whole image. Lengths below are pixels of a 32x32 image and scale with the image; intensities are in [0, 1].
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Collection, Iterator, Mapping
+
+import numpy as np
+from scipy import ndimage
+
+from vgjax.config import ConfigError
+from vgjax.data.sources import phantom_text
+from vgjax.types import SPLITS, Item
+
+_ROWS, _COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
+POSITIONS = tuple("centre" if (r, c) == ("middle", "centre") else f"{r} {c}" for r in _ROWS for c in _COLUMNS)
+
+FACTORS: dict[str, tuple[str, ...]] = {
+    "position": POSITIONS,
+    "size": ("small", "medium", "large"),
+    "irregularity": ("round", "lobed", "star"),
+    "count": ("none", "one", "two"),
+    "colour": ("grey", "red", "green", "blue", "amber"),
+    "brightness": ("dark", "normal", "bright"),
+    "contrast": ("low", "moderate", "high"),
+    "texture": ("smooth", "grainy", "lined"),
+    "blur": ("sharp", "soft", "blurred"),
+}
+ANATOMY: tuple[str, ...] = ("position", "size", "irregularity", "count")
+MODALITY: tuple[str, ...] = ("colour", "brightness", "contrast", "texture", "blur")
+
+# (anatomy factor, level), (modality factor, level): never together in training or validation; 10.7 % of all draws.
+HELD_OUT: tuple[tuple[tuple[str, str], tuple[str, str]], ...] = (
+    (("size", "large"), ("colour", "amber")),
+    (("position", "upper left"), ("colour", "blue")),
+    (("position", "lower right"), ("colour", "red")),
+)
+
+REFERENCE_SIZE = 32
+SAID_PROBABILITY = 0.85
+
+CELL_CENTRE = (10.5, 16.0, 21.5)
+RADIUS = {"small": 4.7, "medium": 6.2, "large": 8.1}  # of the disc of equal area
+LOBES = {"round": (0, 0.0), "lobed": (3, 0.38), "star": (5, 0.43)}  # spikes around the outline, relative amplitude
+SATELLITES = {"none": 0, "one": 1, "two": 2}
+SATELLITE_RADIUS = 2.5
+SATELLITE_GAP = 3.6  # least distance between two outlines
+# Eight places along the border; those too near the main lesion are left out.
+SATELLITE_SITES = tuple((y, x) for y in (3.6, 16.0, 28.4) for x in (3.6, 16.0, 28.4) if (y, x) != (16.0, 16.0))
+
+GAIN = {  # red, green, blue; each averages 1, so that a cast does not change the brightness
+    "grey": (1.0, 1.0, 1.0),
+    "red": (1.24, 0.88, 0.88),
+    "green": (0.87, 1.22, 0.91),
+    "blue": (0.85, 0.93, 1.22),
+    "amber": (1.17, 1.07, 0.76),
+}
+BACKGROUND = {"dark": 0.40, "normal": 0.55, "bright": 0.70}
+DEPTH = {"low": 0.15, "moderate": 0.23, "high": 0.35}  # how much darker than its surroundings the lesion is
+GRAIN = {"smooth": 0.0, "grainy": 0.05, "lined": 0.0}  # standard deviation
+LINES = {"smooth": 0.0, "grainy": 0.0, "lined": 0.07}  # amplitude
+LINE_PERIOD = 4.0
+EDGE_SIGMA = {"sharp": 0.3, "soft": 1.05, "blurred": 1.7}
+
+
+def is_held_out(factors: Mapping[str, str]) -> bool:
+    """Whether the levels contain a combination that training and validation never see."""
+    return any(factors[a] == a_level and factors[m] == m_level for (a, a_level), (m, m_level) in HELD_OUT)
+
+
+def class_label(factors: Mapping[str, str]) -> str:
+    """benign, suspicious or malignant: each three of the nine combinations of irregularity and size."""
+    score = sum(FACTORS[name].index(factors[name]) for name in ("irregularity", "size"))
+    return "benign" if score < 2 else "suspicious" if score == 2 else "malignant"
+
+
+def sample_factors(rng: np.random.Generator, held_out: bool | None = None) -> dict[str, str]:
+    """Uniform independent levels; `held_out` asks for a held-out combination, for none, or (None) for either."""
+    while True:
+        factors = {name: levels[int(rng.integers(len(levels)))] for name, levels in FACTORS.items()}
+        if held_out is None or is_held_out(factors) == held_out:
+            return factors
+
+
+def choose_said(rng: np.random.Generator) -> tuple[str, ...]:
+    """Each factor with probability `SAID_PROBABILITY`, at least one of each channel."""
+    said = []
+    for channel in (ANATOMY, MODALITY):
+        chosen = [name for name in channel if rng.random() < SAID_PROBABILITY]
+        said += chosen or [channel[int(rng.integers(len(channel)))]]
+    return tuple(said)
+
+
+def describe(factors: Mapping[str, str], rng: np.random.Generator, said: Collection[str] | None = None) -> str:
+    """A caption that names the factors in `said` (default: `choose_said`) and no others."""
+    said = choose_said(rng) if said is None else said
+    if unknown := sorted(set(said) - set(FACTORS)):
+        raise ConfigError(f"phantom: said names unknown factors {unknown}; choose among {list(FACTORS)}.")
+    return phantom_text.compose(factors, rng, said)
+
+
+def render(
+    factors: Mapping[str, str], rng: np.random.Generator, size: int = REFERENCE_SIZE
+) -> tuple[np.ndarray, np.ndarray]:
+    """Draws one image.
+
+    Returns:
+      image: (H, W, 3) uint8.
+      mask: (H, W) uint8, 1 on the main lesion and its satellites, before any blur.
+
+    Raises:
+      ConfigError: a size below 32 or an unknown level.
+    """
+    _check(factors, size)
+    scale = size / REFERENCE_SIZE
+    rows, columns = _pixel_centres(size)
+    coverage = _main_lesion(factors, rng, size)
+    for y, x in _satellite_centres(coverage, SATELLITES[factors["count"]], rng, scale):
+        radius = SATELLITE_RADIUS * scale * rng.uniform(0.96, 1.04)
+        coverage = np.maximum(coverage, np.clip(radius - np.hypot(rows - y, columns - x) + 0.5, 0.0, 1.0))
+    mask = (coverage >= 0.5).astype(np.uint8)
+
+    sigma = EDGE_SIGMA[factors["blur"]] * scale * rng.uniform(0.95, 1.05)
+    lesion = ndimage.gaussian_filter(coverage, sigma, mode="nearest")
+    luminance = BACKGROUND[factors["brightness"]] + rng.uniform(-0.02, 0.02)
+    luminance = luminance - DEPTH[factors["contrast"]] * rng.uniform(0.95, 1.05) * lesion
+    luminance = luminance + _texture(factors["texture"], rng, size)
+    gain = np.array(GAIN[factors["colour"]]) + rng.uniform(-0.015, 0.015, 3)
+    rgb = luminance[..., None] * (gain / gain.mean())
+    return np.round(255.0 * np.clip(rgb, 0.0, 1.0)).astype(np.uint8), mask
+
+
+def items(split: str, count: int, seed: int, size: int = REFERENCE_SIZE) -> Iterator[Item]:
+    """Yields `count` items; item i depends on (seed, split, i) alone.
+
+    Training and validation hold no held-out combination; test holds both kinds in their natural shares.
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"phantom: unknown split {split!r}; choose among {list(SPLITS)}.")
+    for i in range(count):
+        rng = np.random.default_rng([seed, SPLITS.index(split), i])
+        factors = sample_factors(rng, held_out=None if split == "test" else False)
+        said = choose_said(rng)
+        caption = describe(factors, rng, said)
+        image, mask = render(factors, rng, size)
+        yield Item(
+            id=f"{split}-{i:06d}",
+            split=split,
+            image=image,
+            mask=mask,
+            caption=caption,
+            label=class_label(factors),
+            factors=factors,
+            said=said,
+        )
+
+
+def _check(factors: Mapping[str, str], size: int) -> None:
+    if size < REFERENCE_SIZE:
+        raise ConfigError(f"phantom: size is {size} pixels; use at least {REFERENCE_SIZE}.")
+    for name, levels in FACTORS.items():
+        if factors.get(name) not in levels:
+            raise ConfigError(f"phantom: factor {name!r} is {factors.get(name)!r}; choose among {list(levels)}.")
+
+
+@functools.lru_cache(maxsize=4)
+def _pixel_centres(size: int) -> tuple[np.ndarray, np.ndarray]:
+    """Row and column of each pixel's centre, (H, 1) and (1, W)."""
+    centres = np.arange(size) + 0.5
+    return centres[:, None], centres[None, :]
+
+
+def _main_lesion(factors: Mapping[str, str], rng: np.random.Generator, size: int) -> np.ndarray:
+    """(H, W) coverage in [0, 1] of the outline r(theta) = r0 (1 + a cos(k (theta - phase)))."""
+    scale = size / REFERENCE_SIZE
+    row, column = divmod(POSITIONS.index(factors["position"]), 3)
+    centre_y, centre_x = (np.array([CELL_CENTRE[row], CELL_CENTRE[column]]) + rng.uniform(-0.7, 0.7, 2)) * scale
+    spikes, amplitude = LOBES[factors["irregularity"]]
+    amplitude *= rng.uniform(0.95, 1.05)
+    # The area of the outline is pi r0^2 (1 + a^2 / 2), so this keeps size and irregularity independent.
+    radius = RADIUS[factors["size"]] * scale * rng.uniform(0.96, 1.04) / np.sqrt(1.0 + amplitude**2 / 2.0)
+    turn = -np.pi / 2 + np.radians(rng.uniform(-6.0, 6.0))  # one spike points up
+
+    rows, columns = _pixel_centres(size)
+    dy, dx = rows - centre_y, columns - centre_x
+    distance, angle = np.hypot(dy, dx), spikes * (np.arctan2(dy, dx) - turn)
+    outline = radius * (1.0 + amplitude * np.cos(angle))
+    slope = radius * amplitude * spikes * np.sin(angle) / np.maximum(distance, 1.0)
+    return np.clip((outline - distance) / np.sqrt(1.0 + slope**2) + 0.5, 0.0, 1.0)
+
+
+def _satellite_centres(
+    coverage: np.ndarray, count: int, rng: np.random.Generator, scale: float
+) -> list[tuple[float, float]]:
+    """`count` of the sites that keep their distance from the main lesion, jittered."""
+    if not count:
+        return []
+    clearance = ndimage.distance_transform_edt(coverage < 0.5)
+    reach = (SATELLITE_RADIUS + SATELLITE_GAP) * scale
+    free = [site for site in SATELLITE_SITES if clearance[int(site[0] * scale), int(site[1] * scale)] >= reach]
+    chosen = rng.permutation(len(free))[:count]
+    return [tuple((np.array(free[i]) + rng.uniform(-0.5, 0.5, 2)) * scale) for i in chosen]
+
+
+def _texture(level: str, rng: np.random.Generator, size: int) -> np.ndarray:
+    """(H, W) zero-mean pattern over the whole image.
+
+    Grain is white noise less its own blur: it has no low frequencies, so it moves neither contrast nor outline.
+    """
+    scale = size / REFERENCE_SIZE
+    if GRAIN[level]:
+        noise = rng.standard_normal((size, size))
+        if scale > 1.0:
+            noise = ndimage.gaussian_filter(noise, 0.6 * (scale - 1.0))  # a speck covers as much of a larger image
+        noise -= ndimage.gaussian_filter(noise, 1.0 * scale)
+        return noise / noise.std() * GRAIN[level] * rng.uniform(0.92, 1.08)
+    phase = rng.uniform(-0.4, 0.4)
+    wave = np.cos(2.0 * np.pi * (np.arange(size) + 0.5) / (LINE_PERIOD * scale) + phase)
+    return np.broadcast_to(wave[:, None] * LINES[level] * rng.uniform(0.92, 1.08), (size, size))

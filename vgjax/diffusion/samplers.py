@@ -1,0 +1,62 @@
+"""Solvers that turn noise into pictures; each is one `lax.scan` over precomputed coefficients."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vgjax.diffusion.process import Process
+
+Denoise = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def euler(process: Process, denoise: Denoise, noise: jax.Array, steps: int) -> jax.Array:
+    """Integrates dx/dt = velocity from t = 1 to 0 in equal Euler steps (flow objective).
+
+    Args:
+      denoise: (x_t, t_B) -> velocity, already guided.
+      noise: (B, H, W, C), the starting point.
+    """
+    times = np.linspace(1.0, 0.0, steps + 1, dtype=np.float32)
+
+    def step(x, ends):
+        t, t_next = ends
+        velocity = denoise(x, jnp.full(x.shape[0], t))
+        return x + (t_next - t) * velocity.astype(x.dtype), None
+
+    return jax.lax.scan(step, noise, (jnp.asarray(times[:-1]), jnp.asarray(times[1:])))[0]
+
+
+def dpmpp_2m(process: Process, denoise: Denoise, noise: jax.Array, steps: int) -> jax.Array:
+    """DPM-Solver++ 2M (Lu et al. 2022, algorithm 2): equally spaced times, the last step of first order to sigma 0.
+
+    Args:
+      denoise: (x_t, t_B) -> network output (epsilon or v), already guided.
+      noise: (B, H, W, C), the starting point.
+    """
+    times = np.linspace(0, process.timesteps - 1, steps + 1).round()[::-1][:-1].astype(np.int64)
+    alphas_bar = process.alphas_bar[times]
+    alpha, sigma = np.append(np.sqrt(alphas_bar), 1.0), np.append(np.sqrt(1 - alphas_bar), 0.0)
+    with np.errstate(divide="ignore"):
+        log_snr = np.log(alpha) - np.log(sigma)  # lambda in the paper; infinite at the end
+    h = np.diff(log_snr)
+    # Weight of the previous x_0 prediction, 1 / (2 r) with r = h_{i-1} / h_i: 0 in the first and in the last step.
+    previous = np.append(0.0, h[1:] / (2 * h[:-1]))
+    previous[-1] = 0.0
+    table = dict(t=times, decay=sigma[1:] / sigma[:-1], gain=-alpha[1:] * np.expm1(-h), previous=previous)
+
+    def step(carry, row):
+        x, x0_before = carry
+        t_B = jnp.full(x.shape[0], row["t"])
+        x0 = process.clean(denoise(x, t_B).astype(x.dtype), x, t_B)
+        mixed = x0 + row["previous"] * (x0 - x0_before)
+        return (row["decay"] * x + row["gain"] * mixed, x0), None
+
+    rows = {name: jnp.asarray(column, noise.dtype) for name, column in table.items()}
+    return jax.lax.scan(step, (noise, jnp.zeros_like(noise)), rows)[0][0]
+
+
+SOLVERS: dict[str, Callable[[Process, Denoise, jax.Array, int], jax.Array]] = {"euler": euler, "dpmpp_2m": dpmpp_2m}

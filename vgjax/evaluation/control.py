@@ -1,0 +1,105 @@
+"""Control: does the generated picture show what its text asked for, factor by factor?"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+
+from vgjax.evaluation.metrics import bootstrap_interval
+from vgjax.evaluation.report import ControlRow
+
+Levels = Mapping[str, str | None]
+# A picture (H, W, 3) uint8 -> the level of each factor that can be read from it; None or absent: unreadable.
+Readout = Callable[[np.ndarray], Levels]
+
+
+@dataclasses.dataclass(frozen=True)
+class Wish:
+    """What a test caption asks for, and which picture it was written about.
+
+    Attributes:
+      caption: the text.
+      wanted: level of each factor that the caption names.
+      image: (H, W, 3) uint8, the real picture.
+      mask: (H, W) uint8.
+    """
+
+    caption: str
+    wanted: dict[str, str]
+    image: np.ndarray
+    mask: np.ndarray
+
+
+def hits(wishes: Sequence[Wish], read: Sequence[Levels], factor: str) -> np.ndarray:
+    """1.0 where the level read is the one asked for, over the captions that name the factor; unreadable is wrong."""
+    pairs = [
+        (wish.wanted[factor], levels.get(factor))
+        for wish, levels in zip(wishes, read, strict=True)
+        if factor in wish.wanted
+    ]
+    return np.array([float(wanted == got) for wanted, got in pairs])
+
+
+def control_rows(
+    wishes: Sequence[Wish],
+    generated: Sequence[Levels],
+    real: Sequence[Levels],
+    channels: Mapping[str, str],
+    chance: Mapping[str, float],
+    seed: int,
+    draws: int,
+) -> list[ControlRow]:
+    """One row a factor that at least one caption names.
+
+    Args:
+      wishes: what was asked for.
+      generated, real: the levels read from the generated and from the real pictures, in the same order.
+      channels: factor -> "anatomy" or "modality".
+      chance: factor -> accuracy of guessing.
+      seed, draws: of the bootstrap interval.
+    """
+    rows = []
+    for factor, channel in channels.items():
+        right = hits(wishes, generated, factor)
+        if not len(right):
+            continue
+        rows.append(
+            ControlRow(
+                factor=factor,
+                channel=channel,
+                accuracy=float(right.mean()),
+                chance=chance[factor],
+                on_real=float(hits(wishes, real, factor).mean()),
+                n=len(right),
+                interval=bootstrap_interval(right, seed, draws),
+            )
+        )
+    return rows
+
+
+def majority(wishes: Sequence[Wish], factor: str) -> float:
+    """Share of the commonest wanted level: what always answering it would score."""
+    wanted = [wish.wanted[factor] for wish in wishes if factor in wish.wanted]
+    return max((wanted.count(level) for level in set(wanted)), default=0) / max(len(wanted), 1)
+
+
+def as_metrics(rows: Sequence[ControlRow], prompts: int) -> dict[str, float]:
+    """Flat metrics of a control table; the mean is over factors."""
+    metrics: dict[str, float] = {"control/n": prompts}
+    for row in rows:
+        metrics[f"control/accuracy/{row.factor}"] = row.accuracy
+        metrics[f"control/score/{row.factor}"] = row.score
+        metrics[f"control/chance/{row.factor}"] = row.chance
+        metrics[f"control/n/{row.factor}"] = row.n
+        if row.interval is not None:
+            metrics[f"control/low/{row.factor}"], metrics[f"control/high/{row.factor}"] = row.interval
+        if row.on_real is not None:
+            metrics[f"control_real/{row.factor}"] = row.on_real
+    metrics["control/accuracy_mean"] = float(np.mean([row.accuracy for row in rows]))
+    for channel in ("anatomy", "modality"):
+        accuracies = [row.accuracy for row in rows if row.channel == channel]
+        if accuracies:
+            metrics[f"control/accuracy_mean_{channel}"] = float(np.mean(accuracies))
+    return metrics

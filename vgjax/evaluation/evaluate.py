@@ -1,0 +1,208 @@
+"""Evaluation of a trained run: draws one picture a test caption, reads it back, writes metrics.json and the report."""
+
+from __future__ import annotations
+
+import datetime
+import json
+import logging
+import time
+from typing import Any
+
+import numpy as np
+
+from vgjax.config import ConfigError
+from vgjax.data import records
+from vgjax.evaluation import control, metrics
+from vgjax.evaluation.control import Wish
+from vgjax.evaluation.readouts import PriorView, Reader, make_reader
+from vgjax.evaluation.report import FactorMaps, Pair, Report, SwapGrid, write_report
+from vgjax.sample import Sampler
+from vgjax.stages.stage import Run
+from vgjax.train import read_log
+from vgjax.types import Factors
+
+STAGES = ("prior", "text", "fusion")
+SWAP_ROWS, SWAP_COLUMNS, SHOWN_PAIRS, SHOWN_MAPS = 4, 5, 16, 5
+SEED_OFFSET = 10_000  # test pictures never share their noise with --mode=sample
+
+
+def load_wishes(run: Run) -> list[Wish]:
+    """The first `evaluate.prompts` test captions with the levels that they name."""
+    rows = records.ZippedRecords([run.records("images", "test")])
+    count = min(run.config.evaluate.prompts, len(rows))
+    wishes = []
+    for row in (rows[i] for i in range(count)):
+        wanted = {name: row["factors"][name] for name in row["said"]}
+        wishes.append(Wish(row["caption"], wanted, records.from_png(row["image"]), records.from_png(row["mask"])))
+    return wishes
+
+
+def evaluate(run: Run) -> dict[str, Any]:
+    """Computes all metrics, writes metrics.json and pictures.npz, and returns the metrics; a finished one is skipped.
+
+    Raises:
+      ConfigError: a stage is not trained yet.
+    """
+    path = run.workdir / "metrics.json"
+    flat = json.loads(json.dumps(run.config.flat()))
+    if path.exists() and (before := json.loads(path.read_text())).get("config") == flat:
+        logging.info("evaluation: finished before, skipped")
+        return before
+    for stage in STAGES:
+        if not run.export(stage).exists():
+            raise ConfigError(f"workdir {run.workdir}: stage '{stage}' is not trained; run --mode=train first")
+    started, began = time.monotonic(), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+    c, wishes = run.config.evaluate, load_wishes(run)
+    view, sampler = PriorView(run), Sampler(run)
+    reader = make_reader(run, view)
+    drawn = _draw(run, sampler, [wish.caption for wish in wishes], 0)
+    read, read_real = reader.read(drawn), reader.read(np.stack([wish.image for wish in wishes]))
+    chance = {factor: reader.chance(wishes, factor) for factor in reader.channels}
+    rows = control.control_rows(wishes, read, read_real, reader.channels, chance, run.config.seed, c.bootstrap_draws)
+    values = control.as_metrics(rows, len(wishes)) | _prior_metrics(wishes, view)
+    if c.baseline == "shuffled_captions":
+        values |= _baseline(run, sampler, reader, wishes, read)
+    texts, swaps = swap_grid(run, sampler, reader)
+    np.savez(run.workdir / "pictures.npz", drawn=drawn[:SHOWN_PAIRS], swaps=swaps)
+    shown = {"read": read[:SHOWN_PAIRS], "swap_texts": texts, "control": [row.__dict__ for row in rows]}
+    (run.workdir / "shown.json").write_text(json.dumps(shown, indent=1))
+    values |= _stage_metrics(run) | {"wall_s/evaluate": time.monotonic() - started}
+    fingerprints = {f"fingerprint/{s}": _done(run, s)["fingerprint"] for s in STAGES}
+    origin = metrics.provenance(run.config.seed) | {"config": flat, "started": began} | fingerprints
+    metrics.write_metrics(path, values, origin)
+    return values
+
+
+def _draw(run: Run, sampler: Sampler, texts: list[str], offset: int) -> np.ndarray:
+    seeds = [SEED_OFFSET + offset + run.config.seed * 1_000_003 + i for i in range(len(texts))]
+    return sampler(sampler.factors(texts), seeds)
+
+
+def _baseline(run: Run, sampler: Sampler, reader: Reader, wishes: list[Wish], read: list) -> dict[str, float]:
+    """Accuracy under the true caption minus accuracy under another picture's caption, with its interval."""
+    count, rng = len(wishes), np.random.default_rng(run.config.seed)
+    order = rng.permutation(count)
+    other = order[(np.argsort(order) + 1) % count]  # a single cycle: nobody keeps its own caption
+    read_other = reader.read(_draw(run, sampler, [wishes[i].caption for i in other], count))
+    values = {}
+    for factor in reader.channels:
+        gain = control.hits(wishes, read, factor) - control.hits(wishes, read_other, factor)
+        low, high = metrics.bootstrap_interval(gain, run.config.seed, run.config.evaluate.bootstrap_draws)
+        values[f"control_shuffled/{factor}"] = float(control.hits(wishes, read_other, factor).mean())
+        values |= {f"control_gain/{factor}": float(gain.mean())}
+        values |= {f"control_gain/low/{factor}": low, f"control_gain/high/{factor}": high}
+    return values
+
+
+def _prior_metrics(wishes: list[Wish], view: PriorView) -> dict[str, float]:
+    """Dice of the stage-1 segmentor and reconstruction error on the test pictures."""
+    images, masks = np.stack([w.image for w in wishes]), np.stack([w.mask for w in wishes]) > 0
+    seen = view(images)
+    found = seen["lesion"] > 0.5
+    overlap, total = (masks & found).sum((1, 2)), masks.sum((1, 2)) + found.sum((1, 2))
+    dice = np.where(total > 0, 2 * overlap / np.maximum(total, 1), 1.0)
+    error = np.abs(seen["reconstruction"].astype(float) - images).mean() / 127.5
+    return {"prior/dice": float(dice.mean()), "prior/reconstruction_l1": float(error), "prior/n": len(wishes)}
+
+
+def swap_grid(run: Run, sampler: Sampler, reader: Reader) -> tuple[dict[str, list[str]], np.ndarray]:
+    """Pictures (R, C, H, W, 3) with the anatomy of row texts and the modality of column texts, all from one noise."""
+    rows = records.ZippedRecords([run.records("images", "test")])
+    channel = lambda name: [factor for factor, c in _all_channels(reader).items() if c == name]
+    rng = np.random.default_rng(run.config.seed)
+    texts: dict[str, list[str]] = {"rows": [], "columns": []}
+    for i in range(min(SWAP_ROWS + SWAP_COLUMNS, len(rows))):
+        side, name = ("rows", "anatomy") if i < SWAP_ROWS else ("columns", "modality")
+        levels = rows[i]["factors"]
+        said = [f for f in levels if (f in channel("anatomy")) == (name == "anatomy")]
+        texts[side].append(reader.describe(levels, rng, said))
+    anatomy, modality = sampler.factors(texts["rows"]), sampler.factors(texts["columns"])
+    r, c = len(texts["rows"]), len(texts["columns"])
+    mixed = Factors(
+        anatomy_BggK=np.repeat(np.asarray(anatomy.anatomy_BggK), c, axis=0),
+        modality_BZ=np.tile(np.asarray(modality.modality_BZ), (r, 1)),
+    )
+    pictures = sampler(mixed, [SEED_OFFSET + run.config.seed] * (r * c))
+    return texts, pictures.reshape(r, c, *pictures.shape[1:])
+
+
+def _all_channels(reader: Reader) -> dict[str, str]:
+    return {"shape": "anatomy", **reader.channels}
+
+
+def _done(run: Run, stage: str) -> dict[str, Any]:
+    return json.loads((run.workdir / "stages" / stage / "done.json").read_text())
+
+
+def _stage_metrics(run: Run) -> dict[str, float]:
+    done = {stage: _done(run, stage) for stage in STAGES}
+    values = {f"wall_s/{stage}": record["wall_s"] for stage, record in done.items()}
+    peak = max([metrics.peak_rss_mb(), *(record["peak_rss_mb"] for record in done.values())])
+    return values | {"peak_rss_mb": peak}
+
+
+def notes(run: Run, values: dict[str, Any]) -> list[str]:
+    """What is off and what fell short, one sentence each."""
+    said = []
+    if not run.config.prior.weight_perceptual:
+        said.append("The perceptual term of stage 1 is off: prior.vgg_path names no VGG-19 weights.")
+    for name, value in values.items():
+        if name.startswith("control/score/") and value < 0.3:
+            said.append(
+                f"Control of {name.rsplit('/', 1)[-1]} is weak: {value:.2f} on a scale from chance (0) to perfect (1)."
+            )
+    skipped = json.loads((run.workdir / "records" / "manifest.json").read_text())["skipped"]
+    if skipped:
+        said.append(f"{len(skipped)} source files were left out; records/manifest.json lists each with its reason.")
+    return said
+
+
+def report(run: Run) -> None:
+    """Writes report.html from what evaluation left in the workdir.
+
+    Raises:
+      ConfigError: there is no evaluation yet.
+    """
+    path = run.workdir / "metrics.json"
+    if not path.exists():
+        raise ConfigError(f"workdir {run.workdir} has no metrics.json: run --mode=evaluate first")
+    values, shown = json.loads(path.read_text()), json.loads((run.workdir / "shown.json").read_text())
+    numbers = {k: v for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
+    pictures = np.load(run.workdir / "pictures.npz")
+    wishes = load_wishes(run)[: len(pictures["drawn"])]
+    pairs = [
+        Pair(w.caption, w.image, drawn, {f: (w.wanted.get(f, ""), levels.get(f) or "unreadable") for f in levels})
+        for w, drawn, levels in zip(wishes, pictures["drawn"], shown["read"], strict=True)
+    ]
+    seen = PriorView(run)(np.stack([w.image for w in wishes[:SHOWN_MAPS]]))
+    maps = [
+        FactorMaps(w.image, w.mask, seen["lesion"][i], seen["anatomy"][i], seen["reconstruction"][i])
+        for i, w in enumerate(wishes[:SHOWN_MAPS])
+    ]
+    origin = {k: v for k, v in values.items() if k not in numbers and k != "config"} | {"seed": values["seed"]}
+    write_report(
+        run.workdir / "report.html",
+        Report(
+            title=f"vgjax: {run.config.name}",
+            config=values["config"],
+            provenance=origin,
+            metrics={k: v for k, v in numbers.items() if k not in ("seed", "device_count")},
+            notes=notes(run, numbers),
+            loss_curves={stage: _curves(run, stage) for stage in STAGES},
+            real_vs_generated=pairs,
+            factor_maps=maps,
+            swap_grid=SwapGrid(shown["swap_texts"]["rows"], shown["swap_texts"]["columns"], pictures["swaps"]),
+            control=[control.ControlRow(**row) for row in shown["control"]],
+        ),
+    )
+
+
+def _curves(run: Run, stage: str) -> dict[str, tuple[list[float], list[float]]]:
+    curves: dict[str, tuple[list[float], list[float]]] = {}
+    for row in read_log(run.workdir / "logs" / f"{stage}.jsonl"):
+        for name, value in row.items():
+            if name not in ("step", "kind", "elapsed_s", "data_wait_share"):
+                steps, column = curves.setdefault(f"{row['kind']}/{name}", ([], []))
+                steps.append(row["step"])
+                column.append(value)
+    return curves

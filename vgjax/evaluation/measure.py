@@ -1,0 +1,273 @@
+"""Reads every phantom factor back from the pixels alone, by classical image analysis.
+
+Nothing here knows how a phantom is drawn: the table of thresholds below is all it shares with the data set. Lengths
+are pixels of a 32x32 image, to which every image is brought first; intensities are in [0, 1]. The order of work is
+background -> lesion and satellites -> size and outline -> edge and texture.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Iterable
+
+import numpy as np
+from scipy import ndimage
+from skimage import transform
+
+from vgjax.config import ConfigError
+
+SIDE = 32
+POSITION_ROWS, POSITION_COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
+POSITION_LIMITS = (13.25, 18.75)  # between the cells, along either axis
+# (least value, level): the level of the last row whose least value is reached; below the first: unreadable.
+AREA_LEVELS = ((25.0, "small"), (92.0, "medium"), (159.0, "large"), (330.0, None))
+BRIGHTNESS_LEVELS = ((0.2, "dark"), (0.475, "normal"), (0.625, "bright"), (0.95, None))
+CONTRAST_LEVELS = ((0.06, "low"), (0.186, "moderate"), (0.283, "high"), (0.7, None))
+BLUR_LEVELS = ((0.0, "blurred"), (0.23, "soft"), (0.318, "sharp"))
+COUNT_LEVELS = {0: "none", 1: "one", 2: "two"}
+# log(red / green), log(blue / green)
+COLOUR_LEVELS = {
+    "grey": (0.0, 0.0),
+    "red": (0.343, 0.0),
+    "green": (-0.338, -0.293),
+    "blue": (-0.090, 0.271),
+    "amber": (0.089, -0.342),
+}
+COLOUR_REACH = 0.22  # farther than this from every level: unreadable
+LINE_PERIOD = 4.0
+LINE_AMPLITUDE = 0.035
+GRAIN_DEVIATION = 0.019  # of what a Gaussian of one pixel takes away
+OUTLINE_AMPLITUDE = {3: 0.37, 5: 0.41}  # relative, of a lobed and of a star-shaped lesion
+OUTLINE_NAMES = {3: "lobed", 5: "star"}
+LEAST_STRENGTH = {3: 0.5, 5: 0.57}
+PEAK_SLOPE = 0.399  # 1 / sqrt(2 pi): slope of a blurred step, times the width of the blur
+OWN_VARIANCE = 1.0  # of the smoothing and differencing by which slopes are found
+FINENESS = {"round": 0.0, "lobed": 0.1, "star": 0.6}  # pixels; spikes flatten a slope by this over the radius
+CORE_LOSS = {"round": 0.6, "lobed": 1.3, "star": 1.7}  # blur drains a core by this times (width / radius)^2
+SATELLITE_AREA = 19.6
+LEAST_DEPTH = 0.06
+
+_Y, _X = np.mgrid[:SIDE, :SIDE] + 0.5
+_WAVES = np.stack([np.cos(2 * np.pi * _Y / LINE_PERIOD), np.sin(2 * np.pi * _Y / LINE_PERIOD), np.ones_like(_Y)])
+
+
+@dataclasses.dataclass(frozen=True)
+class Surroundings:
+    """What is left of an image once lesion and scan lines are taken away.
+
+    Attributes:
+      level: luminance of the background.
+      line_amplitude: of horizontal lines of period `LINE_PERIOD`.
+      depth_map: (H, W) background less luminance, without the lines: positive in a lesion.
+      clear: (H, W) bool, pixels away from any lesion.
+    """
+
+    level: float
+    line_amplitude: float
+    depth_map: np.ndarray
+    clear: np.ndarray
+
+
+@dataclasses.dataclass(frozen=True)
+class Lesion:
+    """The main lesion.
+
+    Attributes:
+      y, x: centroid.
+      depth: how much darker than its surroundings its core is.
+      area: its mass divided by its depth.
+      region: (H, W) bool, the lesion and its fading border, without the satellites.
+      satellites: number of further blobs.
+    """
+
+    y: float
+    x: float
+    depth: float
+    area: float
+    region: np.ndarray
+    satellites: int
+
+    @property
+    def radius(self) -> float:
+        return float(np.sqrt(self.area / np.pi))
+
+
+def measure(image: np.ndarray) -> dict[str, str | None]:
+    """The level of every factor, None where the image does not tell.
+
+    Args:
+      image: (H, W, 3) uint8, or float in [-1, 1].
+
+    Raises:
+      ConfigError: another shape or type.
+    """
+    rgb = _reference_image(image)
+    luminance = rgb.mean(axis=-1)
+    around = _surroundings(luminance)
+    levels: dict[str, str | None] = dict.fromkeys(("position", "size", "irregularity", "count"))
+    levels |= {
+        "colour": _colour(rgb),
+        "brightness": _level(around.level, BRIGHTNESS_LEVELS),
+        "contrast": None,
+        "texture": _texture(around),
+        "blur": None,
+    }
+    lesion = _find_lesion(around)
+    if lesion is None:
+        return levels
+    edge = _edge_slope(around, lesion)
+    shape = _irregularity(around, lesion, edge)
+    edge *= 1.0 + FINENESS[shape] / lesion.radius
+    core = 1.0 - min(CORE_LOSS[shape] * _variance(edge) / lesion.radius**2, 0.3)
+    row, column = (int(np.searchsorted(POSITION_LIMITS, v)) for v in (lesion.y, lesion.x))
+    name = f"{POSITION_ROWS[row]} {POSITION_COLUMNS[column]}"
+    levels["position"] = "centre" if name == "middle centre" else name
+    levels["size"] = _level(lesion.area * core, AREA_LEVELS)
+    levels["irregularity"] = shape
+    levels["count"] = COUNT_LEVELS.get(lesion.satellites)
+    levels["contrast"] = _level(lesion.depth / core, CONTRAST_LEVELS)
+    levels["blur"] = _level(edge, BLUR_LEVELS)
+    return levels
+
+
+def measure_many(images: Iterable[np.ndarray]) -> list[dict[str, str | None]]:
+    """`measure` of each image."""
+    return [measure(image) for image in images]
+
+
+def _reference_image(image: np.ndarray) -> np.ndarray:
+    """(SIDE, SIDE, 3) float in [0, 1]."""
+    image = np.asarray(image)
+    if image.ndim != 3 or image.shape[-1] != 3 or min(image.shape) == 0:
+        raise ConfigError(f"measure: the image has shape {image.shape}; give (height, width, 3).")
+    if image.dtype == np.uint8:
+        rgb = image / 255.0
+    elif np.issubdtype(image.dtype, np.floating):
+        rgb = np.clip(np.nan_to_num(image.astype(np.float64)) / 2.0 + 0.5, 0.0, 1.0)
+    else:
+        raise ConfigError(f"measure: the image is {image.dtype}; give uint8, or float in [-1, 1].")
+    height, width = rgb.shape[:2]
+    if (height, width) == (SIDE, SIDE):
+        return rgb
+    if height % SIDE == 0 and width % SIDE == 0:
+        return rgb.reshape(SIDE, height // SIDE, SIDE, width // SIDE, 3).mean(axis=(1, 3))
+    return transform.resize(rgb, (SIDE, SIDE), anti_aliasing=True)
+
+
+def _surroundings(luminance: np.ndarray) -> Surroundings:
+    """Alternates between the lines and level of the background and where the background is."""
+    clear = np.ones_like(luminance, dtype=bool)
+    for _ in range(2):
+        basis = _WAVES[:, clear]
+        cosine, sine, _ = np.linalg.solve(basis @ basis.T, basis @ luminance[clear])
+        plain = luminance - cosine * _WAVES[0] - sine * _WAVES[1]
+        level = float(np.median(plain[clear]))
+        smooth_depth = level - _blurred(plain, 1.0)
+        peak = max(np.partition(smooth_depth.ravel(), -6)[-6:].mean(), LEAST_DEPTH)
+        shadow = ndimage.binary_dilation(smooth_depth > 0.25 * peak, iterations=2)
+        # A lesion never fills the image; if it seems to, the level is off and all pixels have to be heard again.
+        clear = ~shadow if shadow.mean() < 0.8 else np.ones_like(shadow)
+    level = float(np.median(plain[clear]))
+    return Surroundings(level=level, line_amplitude=float(np.hypot(cosine, sine)), depth_map=level - plain, clear=clear)
+
+
+def _find_lesion(around: Surroundings) -> Lesion | None:
+    """The heaviest dark blob and the number of lesser ones, or None if nothing is dark."""
+    depth_map, smooth = around.depth_map, _blurred(around.depth_map, 1.0)
+    peak = np.partition(smooth.ravel(), -6)[-6:].mean()
+    if peak < LEAST_DEPTH:
+        return None
+    labels, number = ndimage.label(smooth > 0.35 * peak)
+    masses = ndimage.sum_labels(depth_map, labels, range(1, number + 1))
+    main = labels == 1 + int(np.argmax(masses))
+    others = (labels > 0) & ~main
+    region = ndimage.distance_transform_edt(~main) < 4
+    if others.any():
+        region &= ndimage.distance_transform_edt(~main) < ndimage.distance_transform_edt(~others)
+    inside = ndimage.distance_transform_edt(np.pad(main & (smooth > 0.5 * peak), 1))[1:-1, 1:-1]
+    depth = float(depth_map[inside >= 0.6 * inside.max()].mean())
+    mass = float(depth_map[region].sum())
+    if depth < LEAST_DEPTH or mass <= 0.0:
+        return None
+    least = 0.25 * SATELLITE_AREA * depth
+    return Lesion(
+        y=float((depth_map * _Y)[region].sum() / mass),
+        x=float((depth_map * _X)[region].sum() / mass),
+        depth=depth,
+        area=mass / depth,
+        region=region,
+        satellites=int((masses >= least).sum()) - int(masses.max() >= least),
+    )
+
+
+def _irregularity(around: Surroundings, lesion: Lesion, edge: float) -> str:
+    """Compares the 3- and 5-fold modulation of the outline with what is left of it after blur.
+
+    A blur of width s takes exp(-k^2 s^2 / (2 R^2)) of the k-fold modulation of an outline of radius R.
+    """
+    dy, dx = _Y - lesion.y, _X - lesion.x
+    distance, radius = np.hypot(dy, dx), lesion.radius
+    weight = np.where(lesion.region & (distance < 1.9 * radius), around.depth_map * distance, 0.0)
+    strength = {}
+    for k, amplitude in OUTLINE_AMPLITUDE.items():
+        harmonic = np.abs((weight * np.exp(1j * k * np.arctan2(dy, dx))).sum()) / (lesion.depth * np.pi * radius**3)
+        strength[k] = harmonic / (amplitude * np.exp(-(k**2) * _variance(edge) / (2.0 * radius**2)))
+    strongest = max(strength, key=lambda k: strength[k])
+    return OUTLINE_NAMES[strongest] if strength[strongest] > LEAST_STRENGTH[strongest] else "round"
+
+
+def _variance(edge: float) -> float:
+    """Square of the blur width, pixels, of an edge of relative slope `edge`."""
+    return float(np.clip((PEAK_SLOPE / max(edge, 1e-3)) ** 2 - OWN_VARIANCE, 0.0, 3.0))
+
+
+def _edge_slope(around: Surroundings, lesion: Lesion) -> float:
+    """Mean slope across the outline, as a share of the depth of the lesion, a pixel.
+
+    The slope is taken along a coarser gradient; what grain adds to either is known from the background.
+    """
+    fine, coarse = _blurred(around.depth_map, 0.7), _blurred(around.depth_map, 1.0)
+    fine_y, fine_x = np.gradient(fine)
+    coarse_y, coarse_x = np.gradient(coarse)
+    along, square = fine_y * coarse_y + fine_x * coarse_x, coarse_y**2 + coarse_x**2
+    along = along - along[around.clear].mean()
+    square = square - square[around.clear].mean()
+    core = (coarse > 0.5 * lesion.depth) & lesion.region
+    outline = (core & ~ndimage.binary_erosion(core)) | (ndimage.binary_dilation(core) & ~core & lesion.region)
+    outline &= square > (0.05 * lesion.depth) ** 2
+    return float(np.mean(along[outline] / np.sqrt(square[outline]))) / lesion.depth if outline.any() else 0.0
+
+
+def _texture(around: Surroundings) -> str:
+    if around.line_amplitude > LINE_AMPLITUDE:
+        return "lined"
+    fine = around.depth_map - _blurred(around.depth_map, 1.0)
+    return "grainy" if fine[around.clear].std() > GRAIN_DEVIATION else "smooth"
+
+
+def _colour(rgb: np.ndarray) -> str | None:
+    red, green, blue = np.maximum(rgb.mean(axis=(0, 1)), 1e-3)
+    point = np.log([red / green, blue / green])
+    distance = {name: float(np.hypot(*(point - centre))) for name, centre in COLOUR_LEVELS.items()}
+    best = min(distance, key=lambda name: distance[name])
+    return best if distance[best] < COLOUR_REACH else None
+
+
+def _level(value: float, table: tuple[tuple[float, str | None], ...]) -> str | None:
+    found = None
+    for least, name in table:
+        if value >= least:
+            found = name
+    return found
+
+
+def _blurred(field: np.ndarray, sigma: float) -> np.ndarray:
+    matrix = _blur_matrix(sigma)
+    return matrix @ field @ matrix.T
+
+
+@functools.lru_cache
+def _blur_matrix(sigma: float) -> np.ndarray:
+    """(SIDE, SIDE): a Gaussian along one axis, as a product; far quicker than a filter on an image this small."""
+    return ndimage.gaussian_filter1d(np.eye(SIDE), sigma, axis=0, mode="nearest")

@@ -1,0 +1,110 @@
+"""Loss terms as pure functions: one value per example wherever the term allows it; weights live in the config."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import chex
+import jax
+import jax.numpy as jnp
+
+if TYPE_CHECKING:
+    from vgjax.models.prior import PriorOutput
+
+
+def _mean_per_example(x: chex.Array) -> chex.Array:
+    return x.mean(axis=tuple(range(1, x.ndim)))
+
+
+def l1(prediction: chex.Array, target: chex.Array) -> chex.Array:
+    """Mean absolute difference of each example: (B, ...) x 2 -> (B,)."""
+    chex.assert_equal_shape([prediction, target])
+    return _mean_per_example(jnp.abs(prediction - target))
+
+
+def mse(prediction: chex.Array, target: chex.Array) -> chex.Array:
+    """Mean squared difference of each example: (B, ...) x 2 -> (B,)."""
+    chex.assert_equal_shape([prediction, target])
+    return _mean_per_example(jnp.square(prediction - target))
+
+
+def kl(mu_BZ: chex.Array, logvar_BZ: chex.Array) -> chex.Array:
+    """KL divergence of N(mu, exp(logvar)) from N(0, 1), summed over Z, in nats: (B, Z) x 2 -> (B,)."""
+    chex.assert_equal_shape([mu_BZ, logvar_BZ])
+    return 0.5 * (jnp.square(mu_BZ) + jnp.exp(logvar_BZ) - 1.0 - logvar_BZ).sum(-1)
+
+
+def dice(probability: chex.Array, mask: chex.Array, smooth: float = 0.1) -> chex.Array:
+    """Soft Dice loss over the whole batch; not a mean of per-example values, hence a scalar.
+
+    Args:
+      probability: lesion probabilities in [0, 1], (B, H, W).
+      mask: ground truth, 1 where the lesion is, (B, H, W).
+      smooth: added to numerator and denominator, so that an empty mask against an empty prediction costs nothing.
+
+    Returns:
+      1 - (2 |p m| + smooth) / (|p| + |m| + smooth), shape ().
+    """
+    chex.assert_equal_shape([probability, mask])
+    overlap = (probability * mask).sum()
+    return 1.0 - (2.0 * overlap + smooth) / (probability.sum() + mask.sum() + smooth)
+
+
+def cosine_alignment(prediction_BD: chex.Array, target_BD: chex.Array, epsilon: float = 1e-8) -> chex.Array:
+    """1 - cos of the angle between prediction and target: (B, D) x 2 -> (B,), from 0 (same direction) to 2.
+
+    Args:
+      prediction_BD: vectors to align.
+      target_BD: constants to align them with.
+      epsilon: least norm divided by.
+    """
+    chex.assert_equal_shape([prediction_BD, target_BD])
+    # Clipping the squared norm, not the norm, keeps the gradient finite at a zero vector.
+    squares = [jnp.square(x).sum(-1) for x in (prediction_BD, target_BD)]
+    norms = [jnp.sqrt(jnp.maximum(square, epsilon**2)) for square in squares]
+    return 1.0 - (prediction_BD * target_BD).sum(-1) / (norms[0] * norms[1])
+
+
+def prior_terms(output: PriorOutput, image_BHWC: chex.Array, lesion_BHW: chex.Array) -> dict[str, chex.Array]:
+    """The unweighted terms of stage 1, all but the perceptual one.
+
+    Args:
+      output: what the visual prior made of the image.
+      image_BHWC: the image, in [-1, 1].
+      lesion_BHW: its lesion mask, 0 or 1.
+
+    Returns:
+      reconstruction, kl and regression of shape (B,); dice of shape ().
+    """
+    return {
+        "reconstruction": l1(output.reconstruction_BHWC, image_BHWC),
+        "kl": kl(output.mu_BZ, output.logvar_BZ),
+        "dice": dice(output.segmentation_BHWS[..., 1], lesion_BHW),
+        "regression": l1(output.mu_tilde_BZ, jax.lax.stop_gradient(output.z_BZ)),
+    }
+
+
+def text_terms(
+    anatomy_BK: chex.Array,
+    modality_BZ: chex.Array,
+    reconstruction_BD: chex.Array,
+    target_anatomy_BK: chex.Array,
+    target_modality_BZ: chex.Array,
+    text_BD: chex.Array,
+) -> dict[str, chex.Array]:
+    """The unweighted terms of stage 2 in the published system.
+
+    Args:
+      anatomy_BK: predicted anatomy factors.
+      modality_BZ: predicted modality factors.
+      reconstruction_BD: text embedding rebuilt from both.
+      target_anatomy_BK: anatomy factors of the image, taken as constants.
+      target_modality_BZ: modality factors of the image, taken as constants.
+      text_BD: the text embedding.
+
+    Returns:
+      align and reconstruction, each of shape (B,).
+    """
+    align = cosine_alignment(anatomy_BK, jax.lax.stop_gradient(target_anatomy_BK))
+    align = align + cosine_alignment(modality_BZ, jax.lax.stop_gradient(target_modality_BZ))
+    return {"align": align, "reconstruction": mse(reconstruction_BD, text_BD)}

@@ -1,0 +1,62 @@
+"""Stage 2: splits a text embedding into the anatomy and modality factors of the visual prior."""
+
+from __future__ import annotations
+
+import chex
+import jax.numpy as jnp
+from flax import linen as nn
+
+
+class Mlp(nn.Module):
+    """Linear - ReLU - dropout - linear, on the last axis.
+
+    Attributes:
+      hidden_dim: width between the two linear layers.
+      output_dim: width of the output.
+      dropout_rate: share of hidden units dropped in training; needs the rng stream `dropout` when positive.
+    """
+
+    hidden_dim: int
+    output_dim: int
+    dropout_rate: float = 0.0
+
+    @nn.compact
+    def __call__(self, x: chex.Array, train: bool) -> chex.Array:
+        x = nn.relu(nn.Dense(self.hidden_dim, name="hidden")(x))
+        x = nn.Dropout(self.dropout_rate, deterministic=not train)(x)
+        return nn.Dense(self.output_dim, name="out")(x)
+
+
+class TextDisentangler(nn.Module):
+    """Two heads read the factors from a text embedding; a decoder rebuilds the embedding from both.
+
+    Attributes:
+      anatomy_dim: entries of the anatomy factors: K, or g*g*K for a flattened coarse grid.
+      modality_dim: entries Z of the modality factors.
+      hidden_dim: hidden width of the three MLPs.
+      dropout_rate: share of hidden units that the two heads drop in training.
+    """
+
+    anatomy_dim: int
+    modality_dim: int
+    hidden_dim: int = 512
+    dropout_rate: float = 0.1
+
+    @nn.compact
+    def __call__(self, text_BD: chex.Array, train: bool) -> tuple[chex.Array, chex.Array, chex.Array]:
+        """Splits and rebuilds the embedding.
+
+        Args:
+          text_BD: pooled text embedding.
+          train: applies dropout.
+
+        Returns:
+          anatomy (B, K), modality (B, Z) and the reconstructed embedding (B, D).
+        """
+        chex.assert_rank(text_BD, 2)
+        rate = self.dropout_rate
+        anatomy_BK = Mlp(self.hidden_dim, self.anatomy_dim, rate, name="anatomy_encoder")(text_BD, train)
+        modality_BZ = Mlp(self.hidden_dim, self.modality_dim, rate, name="modality_encoder")(text_BD, train)
+        factors = jnp.concatenate([anatomy_BK, modality_BZ], axis=-1)
+        reconstruction_BD = Mlp(self.hidden_dim, text_BD.shape[-1], name="decoder")(factors, train)
+        return anatomy_BK, modality_BZ, reconstruction_BD

@@ -1,0 +1,171 @@
+"""Layers shared by the networks of stages 1 and 2, with the numerical conventions of torch.
+
+Images are NHWC. Convolutions carry biases and are initialised Xavier-normal, as the published system does. Compute
+follows the promoted dtype of input and parameters, so the same modules run in float32 and in float64.
+"""
+
+from __future__ import annotations
+
+import chex
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vgjax.config import ConfigError
+
+# torch's variance epsilon, shared by batch norm and by the parameterless AdaIN.
+VARIANCE_EPSILON = 1e-5
+
+# Flax's own xavier_normal cuts the normal off at two standard deviations; torch's does not.
+xavier_normal = nn.initializers.variance_scaling(1.0, "fan_avg", "normal")
+
+
+def conv(features: int, kernel_size: int = 3, stride: int = 1, name: str | None = None) -> nn.Conv:
+    """A square convolution padded by half its kernel on every side, whatever the stride.
+
+    This is torch's `padding=kernel_size // 2`. Flax's "SAME" pads a strided convolution on the far side only, which
+    would shift every feature map by a pixel against weights trained elsewhere.
+    """
+    pad = kernel_size // 2
+    return nn.Conv(
+        features,
+        kernel_size=(kernel_size, kernel_size),
+        strides=(stride, stride),
+        padding=((pad, pad), (pad, pad)),
+        kernel_init=xavier_normal,
+        name=name,
+    )
+
+
+def dense(features: int, name: str | None = None) -> nn.Dense:
+    """A linear layer, Xavier-normal with zero bias."""
+    return nn.Dense(features, kernel_init=xavier_normal, name=name)
+
+
+class BatchNorm(nn.Module):
+    """Batch normalisation over all axes but the last, with torch's running statistics.
+
+    The batch is normalised by its biased variance, while the running variance accumulates the *unbiased* one; flax's
+    own layer stores the biased one in both places. Under `jit` with a sharded batch the statistics are those of the
+    global batch. Statistics are taken in float32 at least.
+
+    Attributes:
+      momentum: share of the old running statistics that one step keeps (torch's momentum is one minus this).
+      epsilon: added to the variance.
+    """
+
+    momentum: float = 0.9
+    epsilon: float = VARIANCE_EPSILON
+
+    @nn.compact
+    def __call__(self, x: chex.Array, train: bool) -> chex.Array:
+        """Normalises x of shape (..., C).
+
+        Args:
+          x: features, channels last.
+          train: True takes the statistics of the batch and updates the collection `batch_stats`; False uses the
+            running ones.
+
+        Returns:
+          Features of the shape and dtype of x.
+
+        Raises:
+          ConfigError: a training batch with one value a channel, which has no variance.
+        """
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
+        running_var = self.variable("batch_stats", "var", jnp.ones, (channels,))
+
+        features = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+        mean, var = running_mean.value, running_var.value
+        if train:
+            count = x.size // channels
+            axes = tuple(range(x.ndim - 1))
+            mean = features.mean(axes)
+            var = features.var(axes)
+            if not self.is_initializing():
+                if count < 2:
+                    raise ConfigError(
+                        f"batch norm {'/'.join(self.path)} got one value a channel in a training batch of shape "
+                        f"{x.shape}: use a batch size of at least 2."
+                    )
+                running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
+                unbiased_var = var * (count / (count - 1))
+                running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased_var
+        gain = jax.lax.rsqrt(var + self.epsilon) * scale
+        mean, gain, bias = (jnp.expand_dims(a, tuple(range(x.ndim - 1))) for a in (mean, gain, bias))
+        return ((features - mean) * gain + bias).astype(x.dtype)
+
+
+class ConvBlock(nn.Module):
+    """(conv 3x3 - batch norm - ReLU) twice.
+
+    Attributes:
+      features: output channels of both convolutions.
+    """
+
+    features: int
+
+    @nn.compact
+    def __call__(self, x_BHWC: chex.Array, train: bool) -> chex.Array:
+        x_BHWC = conv(self.features, name="conv1")(x_BHWC)
+        x_BHWC = nn.relu(BatchNorm(name="norm1")(x_BHWC, train))
+        x_BHWC = conv(self.features, name="conv2")(x_BHWC)
+        return nn.relu(BatchNorm(name="norm2")(x_BHWC, train))
+
+
+def max_pool_2x2(x_BHWC: chex.Array) -> chex.Array:
+    """Maximum over disjoint 2x2 windows: (B, H, W, C) -> (B, H/2, W/2, C). Among equals the first gets the gradient."""
+    return nn.max_pool(x_BHWC, window_shape=(2, 2), strides=(2, 2))
+
+
+def upsample_nearest(x_BHWC: chex.Array, factor: int = 2) -> chex.Array:
+    """Repeats every pixel `factor` times along both spatial axes: (B, H, W, C) -> (B, fH, fW, C)."""
+    b, h, w, c = x_BHWC.shape
+    blocks = jnp.broadcast_to(x_BHWC[:, :, None, :, None, :], (b, h, factor, w, factor, c))
+    return blocks.reshape(b, h * factor, w * factor, c)
+
+
+def adain(content_BHWC: chex.Array, style_BZ: chex.Array) -> chex.Array:
+    """Adaptive instance normalisation without learned weights.
+
+    Every channel of every sample is normalised over space, then scaled by the standard deviation and shifted by the
+    mean *over the Z entries* of that sample's style: two scalars a sample. All variances are unbiased, plus 1e-5.
+
+    Args:
+      content_BHWC: features to restyle.
+      style_BZ: style vectors, Z >= 2.
+
+    Returns:
+      Restyled features (B, H, W, C).
+    """
+    chex.assert_rank([content_BHWC, style_BZ], [4, 2])
+    mean = content_BHWC.mean((1, 2), keepdims=True)
+    var = content_BHWC.var((1, 2), ddof=1, keepdims=True)
+    style_mean = style_BZ.mean(1)[:, None, None, None]
+    style_std = jnp.sqrt(style_BZ.var(1, ddof=1) + VARIANCE_EPSILON)[:, None, None, None]
+    return (content_BHWC - mean) * jax.lax.rsqrt(var + VARIANCE_EPSILON) * style_std + style_mean
+
+
+def straight_through_gumbel_softmax(
+    logits: chex.Array, gumbel_noise: chex.Array | None = None, tau: float = 1.0
+) -> chex.Array:
+    """One-hot sample over the last axis whose gradient is that of the softmax (Jang et al. 2017, section 2.2).
+
+    Args:
+      logits: unnormalised log-probabilities (..., K).
+      gumbel_noise: standard Gumbel noise of the same shape (`jax.random.gumbel`); None gives the deterministic mode.
+      tau: temperature of the softmax that the gradient sees.
+
+    Returns:
+      Exactly one-hot vectors (..., K).
+    """
+    if gumbel_noise is not None:
+        chex.assert_equal_shape([logits, gumbel_noise])
+        logits = logits + gumbel_noise
+    soft = jax.nn.softmax(logits / tau, axis=-1)
+    hard = jax.nn.one_hot(jnp.argmax(logits, axis=-1), logits.shape[-1], dtype=soft.dtype)
+    # The bracket is exactly zero in the forward pass, so the sample stays one-hot to the last bit.
+    return hard + (soft - jax.lax.stop_gradient(soft))

@@ -1,0 +1,91 @@
+"""The device mesh and where arrays live on it: one ordered (pattern, spec) table over parameter names."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
+
+from vgjax.config import ConfigError
+from vgjax.config import Mesh as MeshConfig
+
+AXES = ("data", "fsdp", "tensor")
+BATCH = PartitionSpec(("data", "fsdp"))
+
+# First match wins. Kernels of stacked transformer blocks have a leading layer axis. The adaLN kernel stays off
+# `tensor`: slices of a tensor-sharded modulation vector come back permuted on three-axis meshes (openxla/xla#40034).
+RULES: tuple[tuple[str, PartitionSpec], ...] = (
+    (r"blocks/.*(to_q|to_k|to_v|ff_in)/kernel$", PartitionSpec(None, "fsdp", "tensor")),
+    (r"blocks/.*(to_out|ff_out)/kernel$", PartitionSpec(None, "tensor", "fsdp")),
+    (r"blocks/.*(to_q|to_k|to_v|ff_in)/bias$", PartitionSpec(None, "tensor")),
+    (r"adaln/kernel$", PartitionSpec("fsdp", None)),
+    (r".*", PartitionSpec()),
+)
+
+
+def make_mesh(config: MeshConfig) -> jax.sharding.Mesh:
+    """A mesh over all devices, axes (data, fsdp, tensor).
+
+    Raises:
+      ConfigError: the axes do not multiply to the number of devices.
+    """
+    count = jax.device_count()
+    others = config.fsdp * config.tensor
+    data = count // others if config.data == -1 else config.data
+    if data < 1 or data * others != count:
+        raise ConfigError(
+            f"config group 'mesh' asks for {config.data} x {config.fsdp} x {config.tensor} devices (data, fsdp, tensor),"
+            f" but there are {count}: choose axes whose product is {count}, or mesh.data=-1"
+        )
+    return jax.make_mesh((data, config.fsdp, config.tensor), AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def batch_shards(mesh: jax.sharding.Mesh) -> int:
+    """Over how many devices the batch axis is split."""
+    return mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def check_batch(mesh: jax.sharding.Mesh, key: str, batch_size: int) -> None:
+    """Raises ConfigError unless `batch_size` divides over the mesh."""
+    shards = batch_shards(mesh)
+    if batch_size % shards:
+        raise ConfigError(
+            f"config key '{key}' is {batch_size}: it must be a multiple of {shards}, the devices along data x fsdp"
+        )
+
+
+def path_name(path: tuple[Any, ...]) -> str:
+    """`blocks/attn1/to_q/kernel` for a key path of `jax.tree_util`."""
+    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+
+
+def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> PartitionSpec:
+    """`spec` for an array of this shape: too long for its rank means replicated; axes that do not divide are dropped."""
+    if len(spec) > len(shape):
+        return PartitionSpec()
+    axes = [a if a is None or size % mesh.shape[a] == 0 else None for a, size in zip(spec, shape, strict=False)]
+    return PartitionSpec(*axes)
+
+
+def shardings(tree: Any, mesh: jax.sharding.Mesh) -> Any:
+    """A NamedSharding for every leaf of `tree` (arrays or shapes), by its name."""
+
+    def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
+        name = path_name(path)
+        spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
+        return NamedSharding(mesh, _fit(spec, np.shape(leaf), mesh))
+
+    return jax.tree_util.tree_map_with_path(one, tree)
+
+
+def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def to_global(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
+    """This process's rows -> arrays split over the batch axes of the mesh."""
+    place = NamedSharding(mesh, BATCH)
+    return {name: jax.make_array_from_process_local_data(place, rows) for name, rows in batch.items()}

@@ -1,0 +1,111 @@
+"""A run: its workdir, the checks before any long work, and what each mode does."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import pathlib
+import tempfile
+from collections.abc import Callable
+
+import ml_collections
+
+from vgjax import config as configs
+from vgjax import parallel, sample
+from vgjax.config import Config, ConfigError
+from vgjax.data import prepare as preparation
+from vgjax.evaluation import evaluate as evaluation
+from vgjax.stages import fusion, prior, text
+from vgjax.stages.stage import Run
+from vgjax.train import check_batches, train, write_json
+
+STAGES = (prior, text, fusion)
+# Groups that may differ between two runs on one workdir: they decide how a model is used, not what it becomes.
+FREE_GROUPS = ("sample", "evaluate", "mesh")
+
+
+def open_run(config_dict: ml_collections.ConfigDict, workdir: str) -> Run:
+    """Checks everything that can be checked without work, then makes the workdir.
+
+    Raises:
+      ConfigError: bad config, unreadable data, a mesh that does not fit, an unwritable workdir or one of another config.
+    """
+    config = configs.from_config_dict(config_dict)
+    folder = pathlib.Path(workdir or f"runs/{config.name}")
+    kept = folder / "config.json"
+    if kept.exists():
+        _check_same(config, configs.from_json(kept.read_text()), folder)
+    elif folder.is_dir() and any(folder.iterdir()):
+        raise ConfigError(f"workdir {folder} holds files but no config.json: name an empty or a new folder")
+    run = Run(config, folder, parallel.make_mesh(config.mesh))
+    check_batches(run)
+    if not (folder / "records" / "manifest.json").exists():
+        preparation.check(config)
+    _make_writable(folder)
+    if not kept.exists():
+        write_json(kept, dataclasses.asdict(config))
+    return run
+
+
+def _check_same(config: Config, before: Config, folder: pathlib.Path) -> None:
+    differing = [key for key in configs.difference(config, before) if key.split(".")[0] not in FREE_GROUPS]
+    if differing:
+        key = differing[0]
+        raise ConfigError(
+            f"workdir {folder} was made by another config: '{key}' was {before.flat()[key]!r} and is now"
+            f" {config.flat()[key]!r} ({len(differing)} keys differ); name another --workdir"
+        )
+
+
+def _make_writable(folder: pathlib.Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ConfigError(f"workdir {folder} cannot be written ({error.strerror}): name another --workdir") from None
+
+
+def prepare(run: Run, prompt: str = "") -> None:
+    counts = preparation.prepare(run.config, run.workdir / "records")
+    logging.info("pictures: %s", ", ".join(f"{n} {split}" for split, n in counts.items()))
+
+
+def train_stages(run: Run, prompt: str = "") -> None:
+    prepare(run)
+    for stage in STAGES:
+        # A stage reads what the one before it wrote, so it is made only now.
+        train(run, stage.make(run))
+
+
+def evaluate(run: Run, prompt: str = "") -> None:
+    values = evaluation.evaluate(run)
+    logging.info("control accuracy, mean over factors: %.3f", values["control/accuracy_mean"])
+
+
+def report(run: Run, prompt: str = "") -> None:
+    evaluation.report(run)
+    logging.info("report: %s", run.workdir / "report.html")
+
+
+def run_all(run: Run, prompt: str = "") -> None:
+    train_stages(run)
+    evaluate(run)
+    report(run)
+
+
+def draw(run: Run, prompt: str) -> None:
+    if not run.export("fusion").exists():
+        raise ConfigError(f"workdir {run.workdir} holds no trained model: run --mode=train first")
+    for path in sample.sample_prompt(run, prompt):
+        logging.info("wrote %s", path)
+
+
+MODES: dict[str, Callable[[Run, str], None]] = {
+    "run": run_all,
+    "prepare": prepare,
+    "train": train_stages,
+    "sample": draw,
+    "evaluate": evaluate,
+    "report": report,
+}

@@ -1,0 +1,147 @@
+"""Stage 3: HFFM and diffusion transformer learn to draw pictures from the factors that text implies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vgjax import checkpoint, losses, pipeline
+from vgjax.data import records
+from vgjax.models.autoencoder import make_autoencoder
+from vgjax.stages import text
+from vgjax.stages.stage import Run, Stage, Terms
+
+# A direction passes only if text predicts it on validation pictures: correlation above this many standard errors.
+GATE_SIGMAS = 4.0
+
+
+def make(run: Run) -> Stage:
+    """The stage on this run's pictures and text embeddings, with stage 2 frozen."""
+    config, c = run.config, run.config.fusion
+    hffm, dit = pipeline.make_hffm(config), pipeline.make_dit(config)
+    disentangler = pipeline.make_disentangler(config)
+    process, autoencoder = pipeline.make_process(config), make_autoencoder(config.autoencoder)
+    stage_two = checkpoint.load_export(run.export("text"))
+    frozen = {"text": stage_two, "basis": fit_basis(run, stage_two) if c.hffm_variant == "default" else {}}
+
+    def hffm_model(params: Any, frozen: Any) -> pipeline.Model:
+        return pipeline.Model(
+            hffm, {"params": params["hffm"], **({"basis": frozen["basis"]} if frozen["basis"] else {})}
+        )
+
+    def init(key: jax.Array) -> tuple[Any, Any]:
+        keys = jax.random.split(key)
+        factors = pipeline.text_factors(
+            pipeline.Model(disentangler, stage_two), jnp.zeros((2, config.text_encoder.width)), config.prior.grid
+        )
+        keep = (jnp.ones(2, bool),) * 2
+        hffm_params = hffm.init(keys[0], factors, keep)["params"]
+        tokens = pipeline.condition_tokens(hffm_model({"hffm": hffm_params}, frozen), factors)
+        side = config.data.image_size // autoencoder.factor
+        x = jnp.zeros((2, side, side, autoencoder.channels))
+        return {"hffm": hffm_params, "dit": dit.init(keys[1], x, jnp.zeros(2), tokens)["params"]}, {}
+
+    def errors(params: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array, train: bool) -> jax.Array:
+        """Squared error of the network's output, (B,)."""
+        keys = jax.random.split(key, 5)
+        image = pipeline.to_unit_range(batch["image"], config.data.intensity)
+        latents, size = autoencoder.encode(image), len(image)
+        factors = pipeline.text_factors(
+            pipeline.Model(disentangler, frozen["text"]), batch["embedding"], config.prior.grid
+        )
+        keep = tuple(~jax.random.bernoulli(k, c.condition_dropout, (size,)) for k in keys[:2]) if train else None
+        noise_key = keys[2] if train and c.condition_noise else None
+        tokens = pipeline.condition_tokens(hffm_model(params, frozen), factors, keep, noise_key, c.condition_noise)
+        t, noise = process.draw_time(keys[3], size), jax.random.normal(keys[4], latents.shape)
+        model = pipeline.Model(dit, {"params": params["dit"]})
+        output = pipeline.denoise(model, process, process.add_noise(latents, noise, t), t, tokens)
+        return losses.mse(output, process.target(latents, noise, t))
+
+    def loss(params: Any, model_state: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array):
+        return {"denoise": errors(params, frozen, batch, key, True)}, {}
+
+    def validate(params: Any, model_state: Any, frozen: Any, batch: dict[str, jax.Array]) -> Terms:
+        return {"score": errors(params, frozen, batch, jax.random.key(0), False)}
+
+    return Stage(
+        name="fusion",
+        training=c.train,
+        init=init,
+        loss=loss,
+        weights={"denoise": 1.0},
+        validate=validate,
+        keep_best=False,
+        frozen=frozen,
+        source=lambda split: records.ZippedRecords(
+            [run.records(kind, split) for kind in ("images", "text")], ("image", "embedding")
+        ),
+        to_example=lambda row: {
+            "image": records.from_png(row["image"]),
+            "embedding": row["embedding"].astype(np.float32),
+        },
+        finish=lambda params, model_state: {"params": params, "basis": frozen["basis"]},
+    )
+
+
+def load_models(run: Run) -> tuple[pipeline.Model, pipeline.Model]:
+    """HFFM and transformer as trained."""
+    variables = checkpoint.load_export(run.export("fusion"))
+    params = variables.pop("params")
+    basis = {"basis": variables["basis"]} if variables.get("basis") else {}
+    hffm = pipeline.Model(pipeline.make_hffm(run.config), {"params": params["hffm"], **basis})
+    return hffm, pipeline.Model(pipeline.make_dit(run.config), {"params": params["dit"]})
+
+
+def fit_basis(run: Run, stage_two: Any) -> dict[str, np.ndarray]:
+    """Mean and whitening of the text-predictable part of each channel (see `FactorFusion`)."""
+    model = pipeline.Model(pipeline.make_disentangler(run.config), stage_two)
+    predict = jax.jit(lambda e: model.module.apply(model.variables, e, train=False)[:2])
+    rows = {split: text.make(run).source(split) for split in ("train", "validation")}
+    data = {
+        split: {
+            name: np.stack([source[i][name].ravel() for i in range(len(source))]).astype(np.float32)
+            for name in ("embedding", "anatomy", "modality")
+        }
+        for split, source in rows.items()
+    }
+    told = {split: predict(fields["embedding"]) for split, fields in data.items()}
+    basis: dict[str, np.ndarray] = {}
+    for i, channel in enumerate(("anatomy", "modality")):
+        predictions = [np.asarray(told[split][i], np.float64) for split in ("train", "validation")]
+        mean, whiten, back = whitening(*predictions, data["validation"][channel], run.config.fusion.components)
+        basis |= {f"{channel}_mean": mean, f"{channel}_whiten": whiten, f"{channel}_back": back}
+    return basis
+
+
+def whitening(
+    train_NF: np.ndarray, validation_NF: np.ndarray, truth_NF: np.ndarray, components: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Principal directions of what text predicts, at unit variance; directions that chance could explain are closed.
+
+    Args:
+      train_NF: predictions from training captions.
+      validation_NF: predictions from validation captions.
+      truth_NF: the validation pictures' factors.
+      components: how many directions to keep (M).
+
+    Returns:
+      mean (F,), whiten (F, M), back (M, F): parts = (x - mean) @ whiten, x ~ mean + parts @ back.
+    """
+    mean = train_NF.mean(0)
+    variances, directions = np.linalg.eigh(np.cov(train_NF - mean, rowvar=False))
+    order = np.argsort(variances)[::-1][:components]
+    variances, directions = variances[order], directions[:, order]
+    signs = np.sign(directions[np.abs(directions).argmax(0), np.arange(directions.shape[1])])
+    directions = directions * signs  # eigenvectors are defined up to sign; fix it, so that reruns agree
+    said, seen = (validation_NF - mean) @ directions, (truth_NF - mean) @ directions
+    said, seen = said - said.mean(0), seen - seen.mean(0)
+    correlation = (said * seen).mean(0) / np.maximum(said.std(0) * seen.std(0), 1e-12)
+    is_open = (correlation > GATE_SIGMAS / np.sqrt(len(said))) & (variances > 1e-8)
+    scale = np.sqrt(np.maximum(variances, 1e-12))
+    whiten, back = directions / scale * is_open, (directions * scale * is_open).T
+    pad = components - whiten.shape[1]
+    whiten, back = np.pad(whiten, ((0, 0), (0, pad))), np.pad(back, ((0, pad), (0, 0)))
+    return mean.astype(np.float32), whiten.astype(np.float32), back.astype(np.float32)

@@ -1,0 +1,70 @@
+"""What a stage is: functions and data for the one training loop, no behaviour of its own."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from vgjax.config import Config, Training
+from vgjax.data.records import ZippedRecords
+
+Terms = dict[str, jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Where a run lives and what it computes on.
+
+    Attributes:
+      config: everything that decides the result.
+      workdir: the run's folder.
+      mesh: devices.
+    """
+
+    config: Config
+    workdir: pathlib.Path
+    mesh: jax.sharding.Mesh
+
+    def records(self, kind: str, split: str) -> pathlib.Path:
+        """File of one kind of record ("images", "text", "factors") of a split."""
+        return self.workdir / "records" / f"{kind}-{split}.array_record"
+
+    def export(self, stage: str) -> pathlib.Path:
+        """The stage's final variables."""
+        return self.workdir / "stages" / stage / "export.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """One trained stage.
+
+    Attributes:
+      name: folder and log name.
+      training: steps, batch size, optimiser.
+      init: key -> (params, model_state).
+      loss: (params, model_state, frozen, batch, key) -> (terms, new model_state); a term is (B,) or a scalar.
+      weights: factor of each term; terms without one are logged only.
+      validate: (params, model_state, frozen, batch) -> values (B,) by name; "score" (lower is better) must be among them.
+      keep_best: export the checkpoint with the best validation score instead of the last.
+      frozen: variables of earlier stages that loss and validate read.
+      source: split -> rows.
+      to_example: row -> arrays of one example.
+      finish: (params, model_state) -> exported variables; writes what later stages read.
+    """
+
+    name: str
+    training: Training
+    init: Callable[[jax.Array], tuple[Any, Any]]
+    loss: Callable[[Any, Any, Any, dict[str, jax.Array], jax.Array], tuple[Terms, Any]]
+    weights: dict[str, float]
+    validate: Callable[[Any, Any, Any, dict[str, jax.Array]], Terms]
+    keep_best: bool
+    frozen: Any
+    source: Callable[[str], ZippedRecords]
+    to_example: Callable[[dict[str, Any]], dict[str, np.ndarray]]
+    finish: Callable[[Any, Any], Any]

@@ -1,0 +1,80 @@
+"""Stage 2: text embeddings learn to predict the factors that stage 1 found in the pictures."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vgjax import losses, pipeline
+from vgjax.data.records import ZippedRecords
+from vgjax.stages.stage import Run, Stage, Terms
+
+
+class PermutedTargets:
+    """Rows whose target fields come from another row: the control experiment that must bring accuracy to chance.
+
+    Args:
+      rows: embedding, anatomy, modality.
+      fields: which of them to take from the permuted row.
+    """
+
+    def __init__(self, rows: ZippedRecords, fields: list[str], seed: int):
+        self._rows, self._fields = rows, fields
+        self._order = np.random.default_rng(seed).permutation(len(rows))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        other = self._rows[int(self._order[row])]
+        return {**self._rows[row], **{name: other[name] for name in self._fields}}
+
+
+def make(run: Run) -> Stage:
+    """The stage on this run's text embeddings and factors."""
+    config, c = run.config, run.config.disentangler
+    module = pipeline.make_disentangler(config)
+
+    def init(key: jax.Array) -> tuple[Any, Any]:
+        variables = module.init(key, jnp.zeros((2, config.text_encoder.width)), train=False)
+        return variables["params"], {}
+
+    def loss(params: Any, model_state: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array):
+        anatomy, modality, rebuilt = module.apply(
+            {"params": params}, batch["embedding"], train=True, rngs={"dropout": key}
+        )
+        terms = _align(anatomy, modality, batch) | {"rebuild": losses.mse(rebuilt, batch["embedding"])}
+        return terms, {}
+
+    def _align(anatomy: jax.Array, modality: jax.Array, batch: dict[str, jax.Array]) -> Terms:
+        target_a, target_m = batch["anatomy"].reshape(anatomy.shape), batch["modality"]
+        compare = losses.cosine_alignment if c.alignment == "cosine" else losses.mse
+        return {"anatomy": compare(anatomy, target_a), "modality": compare(modality, target_m)}
+
+    def validate(params: Any, model_state: Any, frozen: Any, batch: dict[str, jax.Array]) -> Terms:
+        anatomy, modality, _ = module.apply({"params": params}, batch["embedding"], train=False)
+        terms = _align(anatomy, modality, batch)
+        return {"score": terms["anatomy"] + terms["modality"], **terms}
+
+    def source(split: str):
+        rows = ZippedRecords([run.records(k, split) for k in ("text", "factors")], ("embedding", "anatomy", "modality"))
+        shuffled = {"anatomy": c.shuffle_anatomy_targets, "modality": c.shuffle_modality_targets}
+        fields = [name for name, on in shuffled.items() if on]
+        return PermutedTargets(rows, fields, config.seed) if fields else rows
+
+    return Stage(
+        name="text",
+        training=c.train,
+        init=init,
+        loss=loss,
+        weights={"anatomy": 1.0, "modality": 1.0, "rebuild": c.weight_reconstruction},
+        validate=validate,
+        keep_best=True,
+        frozen=None,
+        source=source,
+        to_example=lambda row: {name: row[name].astype(np.float32) for name in ("embedding", "anatomy", "modality")},
+        finish=lambda params, model_state: {"params": params},
+    )

@@ -1,0 +1,74 @@
+"""The contracts between the rooms of the house: what one stage hands to the next.
+
+Axes are written into the names: B batch, H W C image, g coarse grid, K anatomy factors, Z modality factors,
+D width, N tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import flax.struct
+import numpy as np
+
+SPLITS = ("train", "validation", "test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Item:
+    """One picture of a dataset as its source yields it, before any resizing.
+
+    Attributes:
+      id: unique within the dataset.
+      split: one of `SPLITS`.
+      image: (H, W, 3) uint8.
+      mask: (H, W) uint8, 1 where the lesion is.
+      caption: what the text stages see.
+      label: class name; used by evaluation only, never by a training stage.
+      factors: ground-truth (or measured) attributes, name -> level; used by evaluation only.
+      said: the factors that the caption names; the others were left unsaid.
+    """
+
+    id: str
+    split: str
+    image: np.ndarray
+    mask: np.ndarray
+    caption: str
+    label: str = ""
+    factors: dict[str, str] = dataclasses.field(default_factory=dict)
+    said: tuple[str, ...] = ()
+
+
+@flax.struct.dataclass
+class Factors:
+    """The pair of channels that every condition consists of, wherever it came from (image, text or mask).
+
+    Attributes:
+      anatomy_BggK: spatial structure on a coarse grid (the full-resolution map inside stage 1).
+      modality_BZ: global imaging style.
+    """
+
+    anatomy_BggK: Any
+    modality_BZ: Any
+
+    def pooled(self) -> Any:
+        """Area fraction of each anatomy factor, (B, K): what the published system passes on."""
+        return self.anatomy_BggK.mean(axis=(1, 2))
+
+
+@flax.struct.dataclass
+class Tokens:
+    """What the diffusion transformer is conditioned on.
+
+    Attributes:
+      tokens_BND: condition tokens for cross-attention, one a channel.
+      mask_BN: 1 where a token may be attended to.
+      spatial_BggD: anatomy on its coarse grid, added to the patch tokens; None in the reference.
+      style_BD: modality, added to the timestep embedding; None in the reference.
+    """
+
+    tokens_BND: Any
+    mask_BN: Any
+    spatial_BggD: Any = None
+    style_BD: Any = None

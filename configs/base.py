@@ -70,7 +70,7 @@ def get_config() -> ConfigDict:
     c.prior.weight_appearance = 1.0  # colour and texture statistics read back from the modality vector; 0: as published
     c.prior.weight_consistency = 1.0  # anatomy map equal under changes of imaging style; 0: as published
     c.prior.vgg_path = ""  # safetensors with torchvision's VGG-19 names
-    c.prior.train = training(steps=800, batch_size=16, learning_rate=2e-3, checkpoint_every_steps=200)
+    c.prior.train = training(steps=600, batch_size=8, learning_rate=2e-3, checkpoint_every_steps=200)
 
     c.disentangler = ConfigDict()  # stage 2: text disentangler
     c.disentangler.hidden = 512
@@ -83,7 +83,7 @@ def get_config() -> ConfigDict:
         False  # control experiments: targets permuted between the training pictures
     )
     c.disentangler.shuffle_modality_targets = False
-    c.disentangler.train = training(steps=1500, batch_size=256, learning_rate=1e-3, checkpoint_every_steps=250)
+    c.disentangler.train = training(steps=240, batch_size=256, learning_rate=1e-3, checkpoint_every_steps=80)
 
     c.fusion = ConfigDict()  # stage 3: HFFM and diffusion transformer
     c.fusion.hffm_variant = "default"  # default | reference
@@ -97,11 +97,12 @@ def get_config() -> ConfigDict:
     c.fusion.heads = 4
     c.fusion.patch = 4
     c.fusion.mlp_ratio = 4.0
+    c.fusion.refine = 24  # channels of two convolutions after the transformer; 0: none, as published
     c.fusion.condition_dropout = 0.1  # each channel on its own is replaced by its trained null
     c.fusion.condition_noise = 0.1  # standard deviation added to the standardised components in training
     c.fusion.remat = False  # recompute activations in the backward pass: less memory, about a third more time
     c.fusion.train = training(
-        steps=1500, batch_size=64, learning_rate=1e-3, warmup_steps=100, ema_decay=0.995, checkpoint_every_steps=500
+        steps=1600, batch_size=32, learning_rate=1e-3, warmup_steps=100, ema_decay=0.995, checkpoint_every_steps=400
     )
 
     c.autoencoder = ConfigDict(dict(kind="pixel"))  # pixel: none, the transformer works on pixels
@@ -121,7 +122,7 @@ def get_config() -> ConfigDict:
     c.sample.count = 4  # pictures a prompt in --mode=sample
 
     c.evaluate = ConfigDict()
-    c.evaluate.prompts = 384  # test captions, one draw each
+    c.evaluate.prompts = 320  # test captions, one draw each
     c.evaluate.readout = "phantom"  # phantom (every factor from pixels) | segmentor (position and size through stage 1)
     c.evaluate.baseline = "none"  # none | shuffled_captions: the same reading with captions of other pictures
     c.evaluate.bootstrap_draws = 2000
@@ -164,9 +165,8 @@ def reference(c: ConfigDict) -> ConfigDict:
     )
     c.prior.train.update(dict(adam_b1=0.5, schedule="plateau", warmup_steps=0))
     c.disentangler.update(dict(alignment="cosine", weight_reconstruction=0.5))
-    c.fusion.update(
-        dict(hffm_variant="reference", hffm_hidden=256, components=0, condition_dropout=0.0, condition_noise=0.0)
-    )
+    c.fusion.update(dict(hffm_variant="reference", hffm_hidden=256, components=0, refine=0))
+    c.fusion.update(dict(condition_dropout=0.0, condition_noise=0.0))
     c.fusion.train.update(dict(weight_decay=0.01, ema_decay=0.0))
     c.diffusion.objective = "epsilon"
     c.sample.update(dict(solver="dpmpp_2m", steps=50, guidance_anatomy=4.5, guidance_modality=4.5))

@@ -9,6 +9,11 @@ from configs import base
 def cpu(c):
     """Sized for two CPU cores: 64x64 pictures, at most 40 minutes."""
     c.data.image_size = 64
+    c.fusion.patch = 8
+    c.prior.widths = (16, 32, 64)
+    c.prior.train.update(dict(steps=700, batch_size=8, checkpoint_every_steps=175))
+    c.disentangler.train.update(dict(steps=200, batch_size=128, checkpoint_every_steps=50))
+    c.fusion.train.update(dict(steps=1200, batch_size=32, checkpoint_every_steps=400))
     return c
 
 
@@ -16,5 +21,6 @@ def get_config(variants: str = ""):
     c = base.get_config()
     c.name = "kvasir_seg"
     c.data.source = "kvasir_seg"
+    c.data.validation_fraction = 0.15  # enough pictures to tell which directions text predicts
     c.evaluate.update(dict(readout="segmentor", baseline="shuffled_captions", prompts=160))
     return base.with_variants(c, variants, {"cpu": cpu})

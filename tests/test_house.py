@@ -30,7 +30,7 @@ PACKAGE = REPO / "vgjax"
 FOUNDATION = {"types", "config"}
 PARTS = {"models", "diffusion", "losses", "data", "weights"}
 GENERIC = {"state", "optim", "parallel", "checkpoint"}
-OUTER = {"train", "sample", "evaluation", "bench", "serve"}
+OUTER = {"train", "sample", "evaluation", "bench", "serve", "run"}
 MAY_IMPORT: dict[str, set[str]] = {
     "": set(),  # vgjax/__init__.py: importing the package costs nothing
     **dict.fromkeys(FOUNDATION, FOUNDATION),

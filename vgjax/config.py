@@ -108,6 +108,7 @@ class Fusion:
     heads: int
     patch: int
     mlp_ratio: float
+    refine: int
     condition_dropout: float
     condition_noise: float
     remat: bool
@@ -265,7 +266,7 @@ def validate(config: Config) -> None:
 
 
 _MAY_BE_ZERO = ("seed", "warmup_steps", "weight_", "ema_decay", "dropout", "noise", "decay", "items", "clip_norm",
-                "adam_b1", "guidance", "fraction", "components")  # fmt: skip
+                "adam_b1", "guidance", "fraction", "components", "refine")  # fmt: skip
 _FRACTIONS = ("ema_decay", "dropout", "adam_b1", "adam_b2", "fraction")
 
 
@@ -295,7 +296,8 @@ def _validate_sizes(config: Config) -> None:
         raise ConfigError(f"config key 'fusion.patch' is {config.fusion.patch}: it must divide the latent size {size}")
     if config.fusion.hffm_variant == "default" and (size // config.fusion.patch) % config.prior.grid:
         raise ConfigError(
-            f"config key 'prior.grid' is {config.prior.grid}: it must divide the {size // config.fusion.patch} patches a side"
+            f"config key 'prior.grid' is {config.prior.grid}: it must divide the {size // config.fusion.patch}"
+            " patches a side (data.image_size / fusion.patch)"
         )
     if config.fusion.width % config.fusion.heads:
         raise ConfigError(
@@ -319,8 +321,8 @@ def _validate_combinations(config: Config) -> None:
         )
     if (config.diffusion.objective == "flow") != (config.sample.solver == "euler"):
         raise ConfigError(
-            f"config key 'sample.solver' is '{config.sample.solver}' with diffusion.objective '{config.diffusion.objective}':"
-            " use euler for flow and dpmpp_2m for epsilon or v"
+            f"config key 'sample.solver' is '{config.sample.solver}' with diffusion.objective"
+            f" '{config.diffusion.objective}': use euler for flow and dpmpp_2m for epsilon or v"
         )
     if config.text_encoder.kind == "bert" and not config.text_encoder.path:
         raise ConfigError("config key 'text_encoder.path' is empty: name the folder or hub id of the BERT weights")

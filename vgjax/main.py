@@ -29,9 +29,8 @@ def main(argv: list[str]) -> int:
         if _CONFIG.value is None:
             raise flags.Error("--config is missing: name a config file, e.g. --config=configs/phantom.py")
         if _MODE.value in PLANNED:
-            raise flags.Error(
-                f"--mode={_MODE.value} is not built yet: choose one of {', '.join(m for m in MODES if m not in PLANNED)}"
-            )
+            built = ", ".join(mode for mode in MODES if mode not in PLANNED)
+            raise flags.Error(f"--mode={_MODE.value} is not built yet: choose one of {built}")
         if _MODE.value == "sample" and not _PROMPT.value:
             raise flags.Error('--mode=sample needs --prompt="TEXT"')
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError, ImportError, SyntaxError) as error:

@@ -37,8 +37,8 @@ def make_mesh(config: MeshConfig) -> jax.sharding.Mesh:
     data = count // others if config.data == -1 else config.data
     if data < 1 or data * others != count:
         raise ConfigError(
-            f"config group 'mesh' asks for {config.data} x {config.fsdp} x {config.tensor} devices (data, fsdp, tensor),"
-            f" but there are {count}: choose axes whose product is {count}, or mesh.data=-1"
+            f"config group 'mesh' asks for {config.data} x {config.fsdp} x {config.tensor} devices"
+            f" (data, fsdp, tensor), but there are {count}: choose axes whose product is {count}, or mesh.data=-1"
         )
     return jax.make_mesh((data, config.fsdp, config.tensor), AXES, axis_types=(AxisType.Auto,) * 3)
 
@@ -63,7 +63,7 @@ def path_name(path: tuple[Any, ...]) -> str:
 
 
 def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> PartitionSpec:
-    """`spec` for an array of this shape: too long for its rank means replicated; axes that do not divide are dropped."""
+    """`spec` for this shape: too long for its rank means replicated; axes that do not divide are dropped."""
     if len(spec) > len(shape):
         return PartitionSpec()
     axes = [a if a is None or size % mesh.shape[a] == 0 else None for a, size in zip(spec, shape, strict=False)]
@@ -82,6 +82,7 @@ def shardings(tree: Any, mesh: jax.sharding.Mesh) -> Any:
 
 
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
+    """The same on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 

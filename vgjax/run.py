@@ -25,16 +25,16 @@ FREE_GROUPS = ("sample", "evaluate", "mesh")
 
 
 def open_run(config_dict: ml_collections.ConfigDict, workdir: str) -> Run:
-    """Checks everything that can be checked without work, then makes the workdir.
+    """Checks all that can be checked without work, then makes the workdir.
 
     Raises:
-      ConfigError: bad config, unreadable data, a mesh that does not fit, an unwritable workdir or one of another config.
+      ConfigError: bad config, unreadable data, a mesh that does not fit, a workdir unwritable or of another config.
     """
     config = configs.from_config_dict(config_dict)
     folder = pathlib.Path(workdir or f"runs/{config.name}")
     kept = folder / "config.json"
     if kept.exists():
-        _check_same(config, configs.from_json(kept.read_text()), folder)
+        _check_same(config, kept, folder)
     elif folder.is_dir() and any(folder.iterdir()):
         raise ConfigError(f"workdir {folder} holds files but no config.json: name an empty or a new folder")
     run = Run(config, folder, parallel.make_mesh(config.mesh))
@@ -47,7 +47,11 @@ def open_run(config_dict: ml_collections.ConfigDict, workdir: str) -> Run:
     return run
 
 
-def _check_same(config: Config, before: Config, folder: pathlib.Path) -> None:
+def _check_same(config: Config, kept: pathlib.Path, folder: pathlib.Path) -> None:
+    try:
+        before = configs.from_json(kept.read_text())
+    except ValueError as error:
+        raise ConfigError(f"{kept} cannot be read ({error}): name another --workdir") from None
     differing = [key for key in configs.difference(config, before) if key.split(".")[0] not in FREE_GROUPS]
     if differing:
         key = differing[0]
@@ -67,11 +71,13 @@ def _make_writable(folder: pathlib.Path) -> None:
 
 
 def prepare(run: Run, prompt: str = "") -> None:
+    """Writes the records."""
     counts = preparation.prepare(run.config, run.workdir / "records")
     logging.info("pictures: %s", ", ".join(f"{n} {split}" for split, n in counts.items()))
 
 
 def train_stages(run: Run, prompt: str = "") -> None:
+    """Prepares, then trains what is not trained yet."""
     prepare(run)
     for stage in STAGES:
         # A stage reads what the one before it wrote, so it is made only now.
@@ -79,22 +85,26 @@ def train_stages(run: Run, prompt: str = "") -> None:
 
 
 def evaluate(run: Run, prompt: str = "") -> None:
+    """Measures control and writes metrics.json."""
     values = evaluation.evaluate(run)
     logging.info("control accuracy, mean over factors: %.3f", values["control/accuracy_mean"])
 
 
 def report(run: Run, prompt: str = "") -> None:
+    """Writes report.html."""
     evaluation.report(run)
     logging.info("report: %s", run.workdir / "report.html")
 
 
 def run_all(run: Run, prompt: str = "") -> None:
+    """Everything, from where it was stopped."""
     train_stages(run)
     evaluate(run)
     report(run)
 
 
 def draw(run: Run, prompt: str) -> None:
+    """Draws pictures of one prompt."""
     if not run.export("fusion").exists():
         raise ConfigError(f"workdir {run.workdir} holds no trained model: run --mode=train first")
     for path in sample.sample_prompt(run, prompt):

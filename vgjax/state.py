@@ -35,6 +35,7 @@ class TrainState:
 
 
 def create(params: Any, model_state: Any, tx: optax.GradientTransformation, ema_decay: float) -> TrainState:
+    """The state before the first step."""
     plateau = {"best": jnp.float32(jnp.inf), "since": jnp.int32(0), "factor": jnp.float32(1.0)}
     ema = jax.tree.map(jnp.copy, params) if ema_decay else {}
     return TrainState(jnp.int32(0), params, model_state, tx.init(params), ema, plateau)

@@ -42,7 +42,7 @@ def train_step(
 
     (loss, (means, model_state)), grads = jax.value_and_grad(total, has_aux=True)(state.params)
     state = apply_gradients(state, grads, model_state, tx, stage.training.ema_decay)
-    return state, {"loss": loss, "gradient_norm": optax.global_norm(grads), **means}
+    return state, {"loss": loss, "gradient_norm": optax.tree.norm(grads), **means}
 
 
 def train(run: Run, stage: Stage) -> Any:
@@ -51,12 +51,10 @@ def train(run: Run, stage: Stage) -> Any:
     A stage that is finished is loaded, not trained.
 
     Raises:
-      ConfigError: the batch size does not divide over the mesh.
       FloatingPointError: the loss is not finite.
     """
     folder, c, seed = run.workdir / "stages" / stage.name, stage.training, run.config.seed
-    done = folder / "done.json"
-    if done.exists():
+    if (folder / "done.json").exists():
         logging.info("stage %s: finished before, skipped", stage.name)
         return checkpoint.load_export(run.export(stage.name))
     started = time.monotonic()
@@ -64,30 +62,29 @@ def train(run: Run, stage: Stage) -> Any:
 
     # ---- state: born on its shardings, never materialised whole
     tx = optim.optimizer(c)
-    create_state = lambda key: create(*stage.init(key), tx, c.ema_decay)
     key = jax.random.fold_in(jax.random.key(seed), sum(stage.name.encode()))
-    abstract = jax.eval_shape(create_state, key)
-    places = parallel.shardings(abstract, run.mesh)
-    placed = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), abstract, places)
+    create_state = lambda key: create(*stage.init(key), tx, c.ema_decay)
+    shapes = jax.eval_shape(create_state, key)
+    places = parallel.shardings(shapes, run.mesh)
+    placed = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, places)
     frozen = jax.device_put(stage.frozen, parallel.replicated(run.mesh))
 
-    # ---- data
+    # ---- data and step
     data = training_batches(stage.source("train"), stage.to_example, c.batch_size // jax.process_count(), seed)
     step_fn = jax.jit(functools.partial(train_step, stage, tx, seed), donate_argnums=0, out_shardings=(places, None))
     validate = Validation(run, stage)
 
     with jax.set_mesh(run.mesh), Checkpoints(folder / "checkpoints") as saved, Log(run.workdir, stage) as log:
         # ---- restore
-        latest = saved.latest()
-        if latest is None:
-            state, step = jax.jit(create_state, out_shardings=places)(key), 0
-        else:
-            state, position = saved.restore(latest, placed)
+        step = saved.latest() or 0
+        if step:
+            state, position = saved.restore(step, placed)
             data.set_state(position)
-            step = latest
+        else:
+            state = jax.jit(create_state, out_shardings=places)(key)
         log.start(step)
-        # ---- step
         while step < c.steps:
+            # ---- step
             waited = time.monotonic()
             rows = next(data)
             waited = time.monotonic() - waited
@@ -101,15 +98,19 @@ def train(run: Run, stage: Stage) -> Any:
                 log.validation(step, scores)
                 saved.save(step, state, data.get_state(), scores["score"])
         # ---- export
-        best = saved.best() if stage.keep_best else None
-        if best is not None and best != step:
+        best = (saved.best() or step) if stage.keep_best else step
+        if best != step:
             state, _ = saved.restore(best, placed)
     data.close()
+    return _export(run, stage, state, best, time.monotonic() - started + log.seconds_before)
+
+
+def _export(run: Run, stage: Stage, state: TrainState, step: int, wall_s: float) -> Any:
+    """Finishes the stage, writes its variables, and only then marks it done."""
     exported = jax.tree.map(np.asarray, stage.finish(*jax.device_get((final_params(state), state.model_state))))
     checkpoint.save_export(run.export(stage.name), exported)
-    wall = time.monotonic() - started + log.seconds_before
-    record = {"fingerprint": fingerprint(exported), "step": best or step, "wall_s": wall, "peak_rss_mb": peak_rss_mb()}
-    write_json(done, record)
+    record = {"fingerprint": fingerprint(exported), "step": step, "wall_s": wall_s, "peak_rss_mb": peak_rss_mb()}
+    write_json(run.export(stage.name).with_name("done.json"), record)
     return exported
 
 

@@ -3,8 +3,8 @@
 All objectives use x_t = alpha(t) x_0 + sigma(t) eps:
   epsilon, v   discrete variance-preserving schedule with linear betas (Ho et al. 2020, eq. 4); the network predicts
                eps (their eq. 14) or v = alpha eps - sigma x_0 (Salimans & Ho 2022, appendix D).
-  flow         alpha = 1 - t, sigma = t; the network predicts the velocity eps - x_0 (Lipman et al. 2023; t is drawn
-               logit-normal as in Esser et al. 2024, eq. 19).
+  flow         alpha = 1 - t, sigma = t; the network predicts the velocity eps - x_0 (Lipman et al. 2023; t is
+               drawn logit-normal as in Esser et al. 2024, eq. 19).
 """
 
 from __future__ import annotations

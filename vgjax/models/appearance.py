@@ -1,7 +1,8 @@
 """Appearance of a picture by region: what L1 does not see and the modality vector therefore has to be asked for.
 
-Colour means and band energies of an undecimated wavelet pyramid (Starck & Murtagh 1994, "a trous"), each averaged over lesion, background and
-the band between them. Averages are normalised by area, so they say how a picture looks, not where its lesion lies.
+Colour means and band energies of an undecimated wavelet pyramid ("a trous", Starck & Murtagh 1994), each averaged over
+lesion, background and the band between them. Averages are normalised by area, so they say how a picture looks, not
+where its lesion lies.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from vgjax.config import Autoencoder as AutoencoderConfig
 
 
 class Autoencoder(Protocol):
-    """Pictures (B, H, W, 3) in [-1, 1] to latents (B, H / factor, W / factor, channels) of about unit scale, and back."""
+    """Pictures (B, H, W, 3) in [-1, 1] to latents (B, H / factor, W / factor, channels) of unit scale, and back."""
 
     channels: int
     factor: int

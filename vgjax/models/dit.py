@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vgjax.models.refine import Refine, spread
 from vgjax.types import Tokens
 
 
@@ -76,6 +77,8 @@ class DiT(nn.Module):
 
     Attributes:
       out_channels: channels of the output (twice the input's where a variance is predicted as well).
+      refine: channels of the convolutions after the transformer; 0: none, as in PixArt.
+      unroll: how many blocks of the scan are laid out one after another.
     """
 
     width: int
@@ -84,42 +87,44 @@ class DiT(nn.Module):
     patch: int
     out_channels: int
     mlp_ratio: float = 4.0
+    refine: int = 0
     remat: bool = False
     unroll: int = 1
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, t_B: jax.Array, tokens: Tokens) -> jax.Array:
         """Network output (B, H, W, out_channels) at noisy input x and times t in [0, 1000]."""
-        batch, height, patch, width = x_BHWC.shape[0], x_BHWC.shape[1], self.patch, self.width
-        side = height // patch
-        x = nn.Conv(width, (patch, patch), strides=patch, padding="VALID", name="pos_embed_proj")(x_BHWC)
-        if tokens.spatial_BggD is not None:  # each coarse cell speaks to the patches it covers
-            repeat = side // tokens.spatial_BggD.shape[1]
-            x = x + tokens.spatial_BggD.repeat(repeat, axis=1).repeat(repeat, axis=2)
-        x = x.reshape(batch, side * side, width) + sincos_positions(side, width)[None]  # (B, N, D)
-
-        t = nn.Dense(width, name="linear_1")(timestep_embedding(t_B).astype(x.dtype))
+        batch, side, width = x_BHWC.shape[0], x_BHWC.shape[1] // self.patch, self.width
+        t = nn.Dense(width, name="linear_1")(timestep_embedding(t_B).astype(x_BHWC.dtype))
         t = nn.Dense(width, name="linear_2")(nn.silu(t))  # (B, D)
         if tokens.style_BD is not None:
             t = t + tokens.style_BD
         modulation = nn.Dense(6 * width, name="adaln")(nn.silu(t)).reshape(batch, 6, width)
+
+        size = (self.patch, self.patch)
+        x = nn.Conv(width, size, strides=self.patch, padding="VALID", name="pos_embed_proj")(x_BHWC)  # (B, h, w, D)
+        if tokens.spatial_BggD is not None:  # each coarse cell speaks to the patches it covers
+            repeat = side // tokens.spatial_BggD.shape[1]
+            x = x + tokens.spatial_BggD.repeat(repeat, axis=1).repeat(repeat, axis=2)
+        x = x.reshape(batch, side * side, width) + sincos_positions(side, width)[None]  # (B, N, D)
         context = nn.Dense(width, name="caption_1")(tokens.tokens_BND)
         context = nn.Dense(width, name="caption_2")(nn.gelu(context, approximate=True))  # (B, L, D)
+        x = self._blocks()(x, modulation, context, tokens.mask_BN)[0]
 
-        block = nn.remat(Block, prevent_cse=False) if self.remat else Block
-        blocks = nn.scan(
-            block,
+        table = self.param("scale_shift_table", nn.initializers.normal(width**-0.5), (2, width))
+        shift, scale = jnp.split(table[None] + t[:, None], 2, axis=1)
+        x = (_norm(x) * (1 + scale) + shift).reshape(batch, side, side, width)
+        x = nn.Dense(self.patch**2 * self.out_channels, kernel_init=nn.initializers.zeros, name="proj_out")(x)
+        x = spread(x, self.patch)
+        return Refine(self.refine, name="refine")(x, x_BHWC, nn.silu(t)) if self.refine else x
+
+    def _blocks(self) -> nn.Module:
+        """All transformer blocks as one scan over stacked parameters."""
+        return nn.scan(
+            nn.remat(Block, prevent_cse=False) if self.remat else Block,
             variable_axes={"params": 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast,) * 3,
             length=self.depth,
             unroll=self.unroll,
-        )
-        x, _ = blocks(self.heads, self.mlp_ratio, name="blocks")(x, modulation, context, tokens.mask_BN)
-
-        table = self.param("scale_shift_table", nn.initializers.normal(width**-0.5), (2, width))
-        shift, scale = jnp.split(table[None] + t[:, None], 2, axis=1)
-        x = _norm(x) * (1 + scale) + shift
-        x = nn.Dense(patch * patch * self.out_channels, kernel_init=nn.initializers.zeros, name="proj_out")(x)
-        x = x.reshape(batch, side, side, patch, patch, self.out_channels)
-        return x.transpose(0, 1, 3, 2, 4, 5).reshape(batch, height, height, self.out_channels)
+        )(self.heads, self.mlp_ratio, name="blocks")

@@ -20,8 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from vgjax.models.appearance import regions
-from vgjax.models.prior import PriorOutput
 from vgjax.models.layers import max_pool_2x2, straight_through_gumbel_softmax, upsample_nearest
+from vgjax.models.prior import PriorOutput
 
 
 def _conv_block(x: jax.Array, width: int, name: str) -> jax.Array:

@@ -70,7 +70,7 @@ class FactorFusion(nn.Module):
         tokens, extras = [], {}
         for i, (name, flat_BF) in enumerate(channels):
             mean, whiten, back = self._basis(name, flat_BF.shape[-1])
-            parts_BM = (flat_BF - mean) @ whiten
+            parts_BM = (flat_BF - mean[None]) @ whiten
             if noise_key is not None:
                 parts_BM += noise * jax.random.normal(jax.random.fold_in(noise_key, i), parts_BM.shape)
             kept = keep[i][:, None].astype(parts_BM.dtype)
@@ -82,7 +82,7 @@ class FactorFusion(nn.Module):
                 extras["style_BD"] = nn.Dense(self.width, name="style")(hidden)
                 continue
             predicted = (parts_BM @ back).reshape(batch, g, g, K)  # the map, as far as text can tell it
-            directions = whiten / (jnp.linalg.norm(whiten, axis=0) + 1e-6)
+            directions = whiten / (jnp.linalg.norm(whiten, axis=0, keepdims=True) + 1e-6)
             # The same map with every direction at equal strength: what text tells faintly (outline) is not drowned.
             sharpened = parts_BM @ directions.T * (flat_BF.shape[-1] / self.components) ** 0.5
             sharpened = sharpened.reshape(batch, g, g, K)

@@ -38,8 +38,8 @@ def load_features(path: str) -> dict[str, Any]:
         weight, bias = tensors.get(f"features.{layer}.weight"), tensors.get(f"features.{layer}.bias")
         if weight is None or bias is None or weight.shape != (outputs, inputs, 3, 3) or bias.shape != (outputs,):
             raise ConfigError(
-                f"config key 'prior.vgg_path' names {path}, whose features.{layer} is missing or not ({outputs}, {inputs}, 3, 3):"
-                " give torchvision's VGG-19 weights"
+                f"config key 'prior.vgg_path' names {path}, whose features.{layer} is missing or not"
+                f" ({outputs}, {inputs}, 3, 3): give torchvision's VGG-19 weights"
             )
         kernel = np.asarray(weight, np.float32).transpose(2, 3, 1, 0)
         features[str(layer)] = {"kernel": kernel, "bias": np.asarray(bias, np.float32)}

@@ -9,80 +9,96 @@ import jax.numpy as jnp
 import numpy as np
 
 from vgjax import checkpoint, losses, pipeline
+from vgjax.config import Config
 from vgjax.data import records
 from vgjax.models.autoencoder import make_autoencoder
 from vgjax.stages import text
 from vgjax.stages.stage import Run, Stage, Terms
+from vgjax.types import Factors
 
 # A direction passes only if text predicts it on validation pictures: correlation above this many standard errors.
-GATE_SIGMAS = 4.0
+GATE_SIGMAS = 3.0
+
+
+class Denoising:
+    """The stage's functions: pictures and text embeddings to denoising errors, by way of the pipeline."""
+
+    def __init__(self, config: Config):
+        self.config = config
+        self.hffm, self.dit = pipeline.make_hffm(config), pipeline.make_dit(config)
+        self.disentangler = pipeline.make_disentangler(config)
+        self.process, self.autoencoder = pipeline.make_process(config), make_autoencoder(config.autoencoder)
+
+    def factors(self, frozen: Any, embedding_BD: jax.Array) -> Factors:
+        """What stage 2 reads from text embeddings."""
+        model = pipeline.Model(self.disentangler, frozen["text"])
+        return pipeline.text_factors(model, embedding_BD, self.config.prior.grid)
+
+    def hffm_model(self, params: Any, frozen: Any) -> pipeline.Model:
+        """The fusion module with its fixed basis, where it has one."""
+        basis = {"basis": frozen["basis"]} if frozen["basis"] else {}
+        return pipeline.Model(self.hffm, {"params": params["hffm"], **basis})
+
+    def init(self, frozen: Any, key: jax.Array) -> dict[str, Any]:
+        """Parameters of HFFM and transformer."""
+        keys = jax.random.split(key)
+        factors = self.factors(frozen, jnp.zeros((2, self.config.text_encoder.width)))
+        params = {"hffm": self.hffm.init(keys[0], factors, (jnp.ones(2, bool),) * 2)["params"]}
+        tokens = pipeline.condition_tokens(self.hffm_model(params, frozen), factors)
+        side = self.config.data.image_size // self.autoencoder.factor
+        x = jnp.zeros((2, side, side, self.autoencoder.channels))
+        return {**params, "dit": self.dit.init(keys[1], x, jnp.zeros(2), tokens)["params"]}
+
+    def errors(self, params: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array, train: bool) -> jax.Array:
+        """Squared error of the network's output at random times, (B,)."""
+        c, keys = self.config.fusion, jax.random.split(key, 5)
+        image = pipeline.to_unit_range(batch["image"], self.config.data.intensity)
+        latents, size = self.autoencoder.encode(image), len(image)
+        keep, noise_key = None, None
+        if train:
+            kept = [~jax.random.bernoulli(k, c.condition_dropout, (size,)) for k in keys[:2]]
+            keep, noise_key = (kept[0], kept[1]), keys[2]
+        hffm = self.hffm_model(params, frozen)
+        tokens = pipeline.condition_tokens(
+            hffm, self.factors(frozen, batch["embedding"]), keep, noise_key, c.condition_noise
+        )
+        t, noise = self.process.draw_time(keys[3], size), jax.random.normal(keys[4], latents.shape)
+        model = pipeline.Model(self.dit, {"params": params["dit"]})
+        output = pipeline.denoise(model, self.process, self.process.add_noise(latents, noise, t), t, tokens)
+        return losses.mse(output, self.process.target(latents, noise, t))
 
 
 def make(run: Run) -> Stage:
     """The stage on this run's pictures and text embeddings, with stage 2 frozen."""
-    config, c = run.config, run.config.fusion
-    hffm, dit = pipeline.make_hffm(config), pipeline.make_dit(config)
-    disentangler = pipeline.make_disentangler(config)
-    process, autoencoder = pipeline.make_process(config), make_autoencoder(config.autoencoder)
-    stage_two = checkpoint.load_export(run.export("text"))
-    frozen = {"text": stage_two, "basis": fit_basis(run, stage_two) if c.hffm_variant == "default" else {}}
-
-    def hffm_model(params: Any, frozen: Any) -> pipeline.Model:
-        return pipeline.Model(
-            hffm, {"params": params["hffm"], **({"basis": frozen["basis"]} if frozen["basis"] else {})}
-        )
-
-    def init(key: jax.Array) -> tuple[Any, Any]:
-        keys = jax.random.split(key)
-        factors = pipeline.text_factors(
-            pipeline.Model(disentangler, stage_two), jnp.zeros((2, config.text_encoder.width)), config.prior.grid
-        )
-        keep = (jnp.ones(2, bool),) * 2
-        hffm_params = hffm.init(keys[0], factors, keep)["params"]
-        tokens = pipeline.condition_tokens(hffm_model({"hffm": hffm_params}, frozen), factors)
-        side = config.data.image_size // autoencoder.factor
-        x = jnp.zeros((2, side, side, autoencoder.channels))
-        return {"hffm": hffm_params, "dit": dit.init(keys[1], x, jnp.zeros(2), tokens)["params"]}, {}
-
-    def errors(params: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array, train: bool) -> jax.Array:
-        """Squared error of the network's output, (B,)."""
-        keys = jax.random.split(key, 5)
-        image = pipeline.to_unit_range(batch["image"], config.data.intensity)
-        latents, size = autoencoder.encode(image), len(image)
-        factors = pipeline.text_factors(
-            pipeline.Model(disentangler, frozen["text"]), batch["embedding"], config.prior.grid
-        )
-        keep = tuple(~jax.random.bernoulli(k, c.condition_dropout, (size,)) for k in keys[:2]) if train else None
-        noise_key = keys[2] if train and c.condition_noise else None
-        tokens = pipeline.condition_tokens(hffm_model(params, frozen), factors, keep, noise_key, c.condition_noise)
-        t, noise = process.draw_time(keys[3], size), jax.random.normal(keys[4], latents.shape)
-        model = pipeline.Model(dit, {"params": params["dit"]})
-        output = pipeline.denoise(model, process, process.add_noise(latents, noise, t), t, tokens)
-        return losses.mse(output, process.target(latents, noise, t))
+    config = run.config
+    functions, stage_two = Denoising(config), checkpoint.load_export(run.export("text"))
+    basis = fit_basis(run, stage_two) if config.fusion.hffm_variant == "default" else {}
+    frozen = {"text": stage_two, "basis": basis}
 
     def loss(params: Any, model_state: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array):
-        return {"denoise": errors(params, frozen, batch, key, True)}, {}
+        return {"denoise": functions.errors(params, frozen, batch, key, train=True)}, {}
 
     def validate(params: Any, model_state: Any, frozen: Any, batch: dict[str, jax.Array]) -> Terms:
-        return {"score": errors(params, frozen, batch, jax.random.key(0), False)}
+        return {"score": functions.errors(params, frozen, batch, jax.random.key(0), train=False)}
+
+    def to_example(row: dict[str, Any]) -> dict[str, np.ndarray]:
+        return {"image": records.from_png(row["image"]), "embedding": row["embedding"].astype(np.float32)}
+
+    def source(split: str) -> records.ZippedRecords:
+        return records.ZippedRecords([run.records(kind, split) for kind in ("images", "text")], ("image", "embedding"))
 
     return Stage(
         name="fusion",
-        training=c.train,
-        init=init,
+        training=config.fusion.train,
+        init=lambda key: (functions.init(frozen, key), {}),
         loss=loss,
         weights={"denoise": 1.0},
         validate=validate,
         keep_best=False,
         frozen=frozen,
-        source=lambda split: records.ZippedRecords(
-            [run.records(kind, split) for kind in ("images", "text")], ("image", "embedding")
-        ),
-        to_example=lambda row: {
-            "image": records.from_png(row["image"]),
-            "embedding": row["embedding"].astype(np.float32),
-        },
-        finish=lambda params, model_state: {"params": params, "basis": frozen["basis"]},
+        source=source,
+        to_example=to_example,
+        finish=lambda params, model_state: {"params": params, "basis": basis},
     )
 
 

@@ -89,7 +89,7 @@ def _reference_pass(module: Any, variables: Any, image: jax.Array, lesion: jax.A
 
 
 def _default_pass(module: Any, variables: Any, image: jax.Array, lesion: jax.Array, key: jax.Array, c: Any):
-    """The default training pass: what of the picture the modality vector must tell, and the map must not, is asked for."""
+    """The default training pass: the map may not depend on imaging style, the vector has to tell it."""
     keys = jax.random.split(key, 3)
     gumbel = jax.random.gumbel(keys[0], (*image.shape[:3], c.anatomy_factors))
     eps = jax.random.normal(keys[1], (len(image), c.modality_factors))
@@ -113,7 +113,7 @@ def restyle(key: jax.Array, image_BHWC: jax.Array) -> jax.Array:
     x = image_BHWC * draw(keys[0], (1, 1, 3), 0.6, 1.4) + draw(keys[1], (1, 1, 3), -0.3, 0.3)
     share = draw(keys[2], (1, 1, 1), 0.0, 1.0)
     x = share * x + (1 - share) * appearance.blur(x)
-    grain = draw(keys[3], (1, 1, 1), 0.0, 0.2) * jax.random.normal(keys[4], x.shape[:3] + (1,))
+    grain = draw(keys[3], (1, 1, 1), 0.0, 0.2) * jax.random.normal(keys[4], (*x.shape[:3], 1))
     return x + grain
 
 

@@ -49,7 +49,7 @@ class Stage:
       init: key -> (params, model_state).
       loss: (params, model_state, frozen, batch, key) -> (terms, new model_state); a term is (B,) or a scalar.
       weights: factor of each term; terms without one are logged only.
-      validate: (params, model_state, frozen, batch) -> values (B,) by name; "score" (lower is better) must be among them.
+      validate: (params, model_state, frozen, batch) -> values (B,) by name, among them "score": lower is better.
       keep_best: export the checkpoint with the best validation score instead of the last.
       frozen: variables of earlier stages that loss and validate read.
       source: split -> rows.

@@ -1,0 +1,82 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from vgjax.data import loader, records
+
+
+def rows(count: int):
+    return ({"n": np.array([i, i + 1], np.int32), "text": f"row {i}"} for i in range(count))
+
+
+def test_encode_round_trip():
+    fields = {
+        "a": np.arange(6, dtype=np.float16).reshape(2, 3),
+        "b": b"\x00x",
+        "c": "é",
+        "d": [1, "z"],
+        "e": {"k": "v"},
+    }
+    back = records.decode(records.encode(fields))
+    assert back["a"].dtype == np.float16
+    np.testing.assert_array_equal(back.pop("a"), fields.pop("a"))
+    assert back == fields
+
+
+def test_png_round_trip():
+    pixels = np.random.default_rng(0).integers(0, 256, (5, 7, 3), np.uint8)
+    np.testing.assert_array_equal(records.from_png(records.to_png(pixels)), pixels)
+
+
+def test_zipped_files_join_by_row(tmp_path):
+    records.write(tmp_path / "a.array_record", rows(5))
+    records.write(tmp_path / "b.array_record", ({"other": i * 10} for i in range(5)))
+    zipped = records.ZippedRecords([tmp_path / "a.array_record", tmp_path / "b.array_record"], ("other", "text"))
+    assert zipped[3] == {"other": 30, "text": "row 3"}
+    assert [row["other"] for row in zipped] == [0, 10, 20, 30, 40]
+
+
+def test_files_of_other_length_are_refused(tmp_path):
+    records.write(tmp_path / "a.array_record", rows(5))
+    records.write(tmp_path / "b.array_record", rows(4))
+    with pytest.raises(ValueError, match=r"differ in length.*run again"):
+        records.ZippedRecords([tmp_path / "a.array_record", tmp_path / "b.array_record"])
+
+
+def test_an_interrupted_write_leaves_no_file(tmp_path):
+    def broken():
+        yield {"n": 1}
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        records.write(tmp_path / "a.array_record", broken())
+    assert not (tmp_path / "a.array_record").exists()
+
+
+def example(row):
+    return {"n": row["n"]}
+
+
+def test_training_batches_shuffle_repeat_and_resume(tmp_path):
+    records.write(tmp_path / "a.array_record", rows(10))
+    source = records.ZippedRecords([tmp_path / "a.array_record"])
+    data = loader.training_batches(source, example, 5, seed=3)
+    epochs = np.concatenate([next(data)["n"][:, 0] for _ in range(4)])
+    assert sorted(epochs[:10]) == list(range(10))
+    assert list(epochs[:10]) != list(epochs[10:])
+    state = data.get_state()
+    wanted = next(data)["n"]
+    again = loader.training_batches(source, example, 5, seed=3)
+    again.set_state(state)
+    np.testing.assert_array_equal(next(again)["n"], wanted)
+    other = loader.training_batches(source, example, 5, seed=4)
+    assert list(np.concatenate([next(other)["n"][:, 0] for _ in range(2)])) != list(epochs[:10])
+
+
+def test_ordered_batches_see_every_row_once(tmp_path):
+    records.write(tmp_path / "a.array_record", rows(7))
+    batches = list(loader.ordered_batches(records.ZippedRecords([tmp_path / "a.array_record"]), example, 4))
+    assert [valid for _, valid in batches] == [4, 3]
+    assert np.concatenate([b["n"][:v, 0] for b, v in batches]).tolist() == list(range(7))
+    assert batches[1][0]["n"].shape == (4, 2)

@@ -1,0 +1,171 @@
+"""The whole pipeline, tiny: end to end on eight devices, resumed after a kill, deaf to the ground truth."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from configs import phantom
+from vgjax import config as configs
+from vgjax import parallel, pipeline, train
+from vgjax import run as runs
+from vgjax.stages import fusion
+
+
+def small(**changes):
+    c = phantom.get_config("smoke")
+    c.update_from_flattened_dict(changes)
+    return c
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    run = runs.open_run(small(), str(tmp_path_factory.mktemp("smoke") / "run"))
+    runs.run_all(run)
+    return run
+
+
+def fingerprints(run):
+    return {
+        s: json.loads(run.export(s).with_name("done.json").read_text())["fingerprint"]
+        for s in ("prior", "text", "fusion")
+    }
+
+
+def test_report_and_metrics_are_written(finished):
+    values = json.loads((finished.workdir / "metrics.json").read_text())
+    assert 0.0 <= values["control/accuracy_mean"] <= 1.0
+    assert values["control/n"] == 16
+    assert values["control_real/colour"] > 0.9
+    assert {f"fingerprint/{s}": f for s, f in fingerprints(finished).items()}.items() <= values.items()
+    assert all(values[f"wall_s/{s}"] > 0 for s in ("prior", "text", "fusion", "evaluate"))
+    assert values["peak_rss_mb"] > 100
+    page = (finished.workdir / "report.html").read_text()
+    assert "perceptual term of stage 1 is off" in page
+    assert "://" not in page.replace("http://www.w3.org/2000/svg", "")
+
+
+def test_the_same_command_again_does_nothing(finished):
+    before = {p: p.stat().st_mtime_ns for p in finished.workdir.rglob("*") if p.is_file() and p.name != "report.html"}
+    runs.run_all(finished)
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+
+
+def test_sampling_is_reproducible(finished):
+    paths = [runs.sample.sample_prompt(finished, "a small round lesion in the upper left") for _ in range(2)]
+    assert [p.suffix for p in paths[0]] == [".png", ".png", ".json"]
+    first = [p.read_bytes() for p in paths[0]]
+    runs.draw(finished, "a small round lesion in the upper left")
+    assert [p.read_bytes() for p in paths[0]] == first
+    settings = json.loads(paths[0][-1].read_text())
+    assert settings["seeds"] == [0, 1]
+    assert first[0] != first[1]
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stage", ["prior", "text", "fusion"])
+def test_a_killed_run_ends_as_an_uninterrupted_one(finished, tmp_path, monkeypatch, stage):
+    """Killed between two checkpoints of one stage, started again: the same bytes."""
+    run = runs.open_run(small(), str(tmp_path / "run"))
+    log_step = train.Log.step
+
+    def killing(self, step, terms, waited):
+        if self._stage.name == stage and step == 5:
+            raise Killed
+        log_step(self, step, terms, waited)
+
+    monkeypatch.setattr(train.Log, "step", killing)
+    with pytest.raises(Killed):
+        runs.train_stages(run)
+    monkeypatch.setattr(train.Log, "step", log_step)
+    assert not run.export(stage).exists()
+    runs.train_stages(run)
+    assert fingerprints(run) == fingerprints(finished)
+    steps = [row["step"] for row in train.read_log(run.workdir / "logs" / f"{stage}.jsonl") if row["kind"] == "train"]
+    assert steps == sorted(set(steps))  # nothing logged twice
+
+
+def test_training_never_sees_factors_or_labels(finished, tmp_path):
+    run = runs.open_run(small(**{"data.noise_factors": True}), str(tmp_path / "run"))
+    runs.train_stages(run)
+    assert fingerprints(run) == fingerprints(finished)
+
+
+def test_one_device_and_eight_agree(finished):
+    """The fusion stage's loss and gradients on a (2, 2, 2) mesh and on one device, from trained weights."""
+    import jax
+
+    stage = fusion.make(finished)
+    hffm, dit = fusion.load_models(finished)
+    params = {"hffm": hffm.variables["params"], "dit": dit.variables["params"]}
+    source = stage.source("train")
+    rows = [stage.to_example(source[i]) for i in range(8)]
+    batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    total = lambda params, batch: stage.loss(params, {}, stage.frozen, batch, jax.random.key(0))[0]["denoise"].mean()
+    wanted = jax.device_get(jax.jit(jax.value_and_grad(total))(params, batch))
+    mesh = parallel.make_mesh(configs.Mesh(2, 2, 2))
+    with jax.set_mesh(mesh):
+        placed = jax.device_put(params, parallel.shardings(params, mesh))
+        got = jax.device_get(jax.jit(jax.value_and_grad(total))(placed, parallel.to_global(batch, mesh)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=2e-5, rtol=1e-3), got, wanted)
+
+
+def test_every_part_of_stage_three_gets_gradient(finished):
+    import jax
+
+    stage = fusion.make(finished)
+    hffm, dit = fusion.load_models(finished)
+    source = stage.source("train")
+    rows = [stage.to_example(source[i]) for i in range(8)]
+    batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    params = {"hffm": hffm.variables["params"], "dit": dit.variables["params"]}
+    # So few validation pictures confirm no direction of the anatomy; open them all.
+    basis = jax.tree.map(lambda a: np.random.default_rng(0).normal(size=a.shape).astype(a.dtype), stage.frozen["basis"])
+    frozen = {**stage.frozen, "basis": basis}
+    grads = jax.grad(lambda p: stage.loss(p, {}, frozen, batch, jax.random.key(0))[0]["denoise"].mean())(params)
+    silent = [
+        parallel.path_name(path)
+        for path, g in jax.tree_util.tree_leaves_with_path(grads)
+        if not np.abs(g).max() > 0 and "to_k/bias" not in parallel.path_name(path)  # a key bias cancels in the softmax
+    ]
+    assert silent == []
+
+
+def test_contracts(finished):
+    """Shapes and scale at every contract of pipeline.py, on the trained run."""
+    import chex
+    import jax.numpy as jnp
+
+    from vgjax import checkpoint
+
+    config = finished.config
+    prior = pipeline.Model(pipeline.make_prior(config), checkpoint.load_export(finished.export("prior")))
+    image = jnp.zeros((3, 32, 32, 3))
+    factors = pipeline.image_factors(prior, image)
+    grid, k, z = config.prior.grid, config.prior.anatomy_factors, config.prior.modality_factors
+    chex.assert_shape(factors.anatomy_BggK, (3, grid, grid, k))
+    chex.assert_shape(factors.modality_BZ, (3, z))
+    chex.assert_shape(factors.pooled(), (3, k))
+    disentangler = pipeline.Model(pipeline.make_disentangler(config), checkpoint.load_export(finished.export("text")))
+    said = pipeline.text_factors(disentangler, jnp.ones((3, config.text_encoder.width)), grid)
+    chex.assert_trees_all_equal_shapes(said, factors)
+    hffm, _ = fusion.load_models(finished)
+    tokens = pipeline.condition_tokens(hffm, said)
+    chex.assert_shape(tokens.tokens_BND, (3, 2, config.fusion.token_width))
+    with pytest.raises(AssertionError):
+        pipeline.image_factors(prior, image[0])
+
+
+def test_per_image_scaling_fills_the_range():
+    rng = np.random.default_rng(0)
+    pictures = np.stack([rng.integers(90, 140, (8, 8, 3)), np.full((8, 8, 3), 7)]).astype(np.uint8)
+    scaled = np.asarray(pipeline.to_unit_range(pictures, "per_image"))
+    assert (scaled[0].min(), scaled[0].max()) == (-1.0, 1.0)
+    assert np.isfinite(scaled[1]).all()
+    kept = np.asarray(pipeline.to_unit_range(pictures, "dataset"))
+    np.testing.assert_allclose(kept, pictures / 127.5 - 1.0, atol=1e-6)

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import base
+from vgjax import config as configs
+from vgjax import optim
+from vgjax import state as states
+
+
+def training(**changes):
+    return configs._build(configs.Training, base.training(**changes).to_dict(), "train.")
+
+
+def test_learning_rate_warms_up_and_decays():
+    rate = optim.learning_rate(training(steps=100, warmup_steps=10, learning_rate=2.0))
+    np.testing.assert_allclose([rate(0), rate(5), rate(10), rate(100)], [0.0, 1.0, 2.0, 0.0], atol=1e-6)
+    rate = optim.learning_rate(training(schedule="constant", warmup_steps=0, learning_rate=2.0))
+    assert rate(0) == rate(10_000) == 2.0
+
+
+def test_clipping_bounds_the_gradient():
+    params, huge = {"w": jnp.ones(3)}, {"w": jnp.full(3, 1e6)}
+    clipped, free = (optim.optimizer(training(clip_norm=c)) for c in (1.0, 0.0))
+    moments = [tx.update(huge, tx.init(params), params)[1] for tx in (clipped, free)]
+    norms = [float(optax.tree.norm(optax.tree.get(m, "mu"))) for m in moments]
+    np.testing.assert_allclose(norms[0], 0.1, rtol=1e-5)
+    assert norms[1] > 1e4
+
+
+def new_state(decay=0.0):
+    return states.create({"w": jnp.zeros(2)}, {}, optax.sgd(1.0), decay)
+
+
+def test_ema_follows_with_delay():
+    state = new_state(decay=0.9)
+    for _ in range(3):
+        state = states.apply_gradients(state, {"w": -jnp.ones(2)}, {}, optax.sgd(1.0), 0.9)
+    assert int(state.step) == 3
+    np.testing.assert_allclose(state.params["w"], [3.0, 3.0])
+    assert 1.0 < float(state.ema["w"][0]) < 3.0
+    assert states.final_params(state) is state.ema
+    assert states.final_params(new_state()) is not None
+
+
+def test_plateau_cuts_the_rate_after_patience():
+    state = new_state()
+    for score in (1.0, *[2.0] * states.PLATEAU_PATIENCE):
+        state = states.after_validation(state, score, True)
+    assert float(state.plateau["factor"]) == 1.0
+    state = states.after_validation(state, 2.0, True)
+    assert float(state.plateau["factor"]) == pytest.approx(0.1)
+    moved = states.apply_gradients(state, {"w": -jnp.ones(2)}, {}, optax.sgd(1.0), 0.0)
+    np.testing.assert_allclose(moved.params["w"], [0.1, 0.1], rtol=1e-6)
+    assert float(states.after_validation(state, 2.0, False).plateau["factor"]) == pytest.approx(0.1)

@@ -28,6 +28,7 @@ def main(argv: list[str]) -> int:
         flags.FLAGS(argv)
         if _CONFIG.value is None:
             raise flags.Error("--config is missing: name a config file, e.g. --config=configs/phantom.py")
+        _CONFIG.value.to_dict()  # a file that could not be loaded complains only here
         if _MODE.value in PLANNED:
             built = ", ".join(mode for mode in MODES if mode not in PLANNED)
             raise flags.Error(f"--mode={_MODE.value} is not built yet: choose one of {built}")

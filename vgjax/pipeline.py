@@ -36,6 +36,10 @@ class Model(NamedTuple):
     module: nn.Module
     variables: Any
 
+    def __call__(self, *inputs: Any, **options: Any) -> Any:
+        """The module applied to the variables."""
+        return self.module.apply(self.variables, *inputs, **options)
+
 
 # ---------------------------------------------------------------- the networks, sized by the config
 
@@ -128,7 +132,7 @@ def to_unit_range(image_BHWC: jax.Array, intensity: str) -> jax.Array:
 def take_apart(prior: Model, image_BHWC: jax.Array) -> PriorOutput:
     """Everything the visual prior says of pictures in [-1, 1], without noise: the same on every call."""
     variables = {name: v for name, v in prior.variables.items() if name != "factor_stats"}
-    return prior.module.apply(variables, image_BHWC)
+    return Model(prior.module, variables)(image_BHWC)
 
 
 def raw_factors(output: PriorOutput, grid: int) -> Factors:
@@ -161,7 +165,7 @@ def image_factors(prior: Model, image_BHWC: jax.Array) -> Factors:
 def text_factors(disentangler: Model, text_BD: jax.Array, grid: int) -> Factors:
     """Factors that frozen text embeddings imply, on the scale of `image_factors`."""
     chex.assert_rank(text_BD, 2)
-    anatomy, modality, _ = disentangler.module.apply(disentangler.variables, text_BD, train=False)
+    anatomy, modality, _ = disentangler(text_BD, train=False)
     factors = Factors(anatomy_BggK=anatomy.reshape(len(text_BD), grid, grid, -1), modality_BZ=modality)
     chex.assert_rank(factors.anatomy_BggK, 4)
     return factors
@@ -181,7 +185,7 @@ def condition_tokens(
     """
     batch = len(factors.modality_BZ)
     keep = keep or (jnp.ones(batch, bool),) * 2
-    tokens = hffm.module.apply(hffm.variables, factors, keep, noise_key, noise)
+    tokens = hffm(factors, keep, noise_key, noise)
     chex.assert_shape(tokens.tokens_BND, (batch, 2, None))
     chex.assert_shape(tokens.mask_BN, (batch, 2))
     return tokens
@@ -189,7 +193,7 @@ def condition_tokens(
 
 def denoise(dit: Model, process: Process, x_t: jax.Array, t_B: jax.Array, tokens: Tokens) -> jax.Array:
     """The network's output for noisy latents at process times t: what the loss compares and the samplers integrate."""
-    output = dit.module.apply(dit.variables, x_t, process.network_time(t_B), tokens)
+    output = dit(x_t, process.network_time(t_B), tokens)
     return output[..., : x_t.shape[-1]]  # a variance, where the network predicts one, is not used
 
 

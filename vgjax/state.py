@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import flax.struct
@@ -52,7 +53,9 @@ def apply_gradients(
     if ema_decay:
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = optax.incremental_update(params, ema, 1.0 - decay)
-    return state.replace(step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state, ema=ema)
+    return dataclasses.replace(
+        state, step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state, ema=ema
+    )
 
 
 def after_validation(state: TrainState, score: float, reduce_on_plateau: bool) -> TrainState:
@@ -65,7 +68,7 @@ def after_validation(state: TrainState, score: float, reduce_on_plateau: bool) -
         jnp.asarray(value, state.plateau[name].dtype), state.plateau[name].sharding
     )
     values = dict(best=min(best, score), since=int(since), factor=factor)
-    return state.replace(plateau={name: place(name, value) for name, value in values.items()})
+    return dataclasses.replace(state, plateau={name: place(name, value) for name, value in values.items()})
 
 
 def final_params(state: TrainState) -> Any:

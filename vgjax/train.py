@@ -122,7 +122,8 @@ class Validation:
         self._step = jax.jit(stage.validate)
 
     def __call__(self, state: TrainState, frozen: Any) -> dict[str, float]:
-        stage, totals, count = self._stage, {}, 0
+        stage, count = self._stage, 0
+        totals: dict[str, float] = {}
         for rows, valid in ordered_batches(stage.source("validation"), stage.to_example, stage.training.batch_size):
             values = self._step(
                 final_params(state), state.model_state, frozen, parallel.to_global(rows, self._run.mesh)

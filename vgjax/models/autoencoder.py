@@ -13,8 +13,11 @@ from vgjax.config import Autoencoder as AutoencoderConfig
 class Autoencoder(Protocol):
     """Pictures (B, H, W, 3) in [-1, 1] to latents (B, H / factor, W / factor, channels) of unit scale, and back."""
 
-    channels: int
-    factor: int
+    @property
+    def channels(self) -> int: ...
+
+    @property
+    def factor(self) -> int: ...
 
     def encode(self, image_BHWC: jax.Array) -> jax.Array: ...
 

@@ -38,10 +38,8 @@ class Refine(nn.Module):
         condition = norm(condition_BD)
         for i in range(2):
             h = nn.Conv(self.width, (3, 3), name=f"conv{i}")(h)
-            film = nn.Dense(2 * self.width, kernel_init=nn.initializers.zeros, name=f"film{i}")(condition)[
-                :, None, None
-            ]
-            scale, shift = jnp.split(film, 2, axis=-1)
+            film = nn.Dense(2 * self.width, kernel_init=nn.initializers.zeros, name=f"film{i}")(condition)
+            scale, shift = jnp.split(film[:, None, None], 2, axis=-1)
             h = nn.silu(norm(h) * (1 + scale) + shift)
         correction = nn.Conv(output_BHWC.shape[-1], (3, 3), kernel_init=nn.initializers.zeros, name="out")(h)
         return output_BHWC + STEP * correction

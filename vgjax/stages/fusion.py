@@ -127,7 +127,9 @@ def fit_basis(run: Run, stage_two: Any) -> dict[str, np.ndarray]:
     basis: dict[str, np.ndarray] = {}
     for i, channel in enumerate(("anatomy", "modality")):
         predictions = [np.asarray(told[split][i], np.float64) for split in ("train", "validation")]
-        mean, whiten, back = whitening(*predictions, data["validation"][channel], run.config.fusion.components)
+        mean, whiten, back = whitening(
+            predictions[0], predictions[1], data["validation"][channel], run.config.fusion.components
+        )
         basis |= {f"{channel}_mean": mean, f"{channel}_whiten": whiten, f"{channel}_back": back}
     return basis
 

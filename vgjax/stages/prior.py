@@ -49,7 +49,7 @@ def make(run: Run) -> Stage:
 
     def validate(params: Any, model_state: Any, frozen: Any, batch: dict[str, jax.Array]) -> Terms:
         image = pipeline.to_unit_range(batch["image"], config.data.intensity)
-        output = module.apply({"params": params, **model_state}, image)
+        output = pipeline.Model(module, {"params": params, **model_state})(image)
         lesion, found = batch["mask"] > 0, output.segmentation_BHWS[..., 1] > 0.5
         overlap = 2.0 * (lesion & found).sum((1, 2)) / jnp.maximum(lesion.sum((1, 2)) + found.sum((1, 2)), 1)
         empty = ~lesion.any((1, 2)) & ~found.any((1, 2))

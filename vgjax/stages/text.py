@@ -43,8 +43,8 @@ def make(run: Run) -> Stage:
         return variables["params"], {}
 
     def loss(params: Any, model_state: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array):
-        anatomy, modality, rebuilt = module.apply(
-            {"params": params}, batch["embedding"], train=True, rngs={"dropout": key}
+        anatomy, modality, rebuilt = pipeline.Model(module, {"params": params})(
+            batch["embedding"], train=True, rngs={"dropout": key}
         )
         terms = _align(anatomy, modality, batch) | {"rebuild": losses.mse(rebuilt, batch["embedding"])}
         return terms, {}
@@ -55,7 +55,7 @@ def make(run: Run) -> Stage:
         return {"anatomy": compare(anatomy, target_a), "modality": compare(modality, target_m)}
 
     def validate(params: Any, model_state: Any, frozen: Any, batch: dict[str, jax.Array]) -> Terms:
-        anatomy, modality, _ = module.apply({"params": params}, batch["embedding"], train=False)
+        anatomy, modality, _ = pipeline.Model(module, {"params": params})(batch["embedding"], train=False)
         terms = _align(anatomy, modality, batch)
         return {"score": terms["anatomy"] + terms["modality"], **terms}
 

@@ -9,6 +9,7 @@ B batch, H W C image, g coarse grid, K anatomy factors, Z modality factors, D wi
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import chex
@@ -142,7 +143,7 @@ def raw_factors(output: PriorOutput, grid: int) -> Factors:
     return Factors(anatomy_BggK=cells.mean(axis=(2, 4)), modality_BZ=output.mu_BZ)
 
 
-def standardise(factors: Factors, stats: dict[str, jax.Array]) -> Factors:
+def standardise(factors: Factors, stats: Mapping[str, Any]) -> Factors:
     """Brings factors to the dataset's zero mean and unit scale (stats of ones and zeros leave them as they are)."""
     anatomy = (factors.anatomy_BggK - stats["anatomy_mean"][None]) / stats["anatomy_scale"][None, None, None]
     modality = (factors.modality_BZ - stats["modality_mean"][None]) / stats["modality_scale"][None]

@@ -17,9 +17,9 @@ from vgjax.data import prepare as preparation
 from vgjax.evaluation import evaluate as evaluation
 from vgjax.stages import fusion, prior, text
 from vgjax.stages.stage import Run
-from vgjax.train import check_batches, train, write_json
+from vgjax.train import check_batches, finished, train, write_json
 
-STAGES = (prior, text, fusion)
+STAGES = {"prior": prior, "text": text, "fusion": fusion}
 # Groups that may differ between two runs on one workdir: they decide how a model is used, not what it becomes.
 FREE_GROUPS = ("sample", "evaluate", "mesh")
 
@@ -79,9 +79,11 @@ def prepare(run: Run, prompt: str = "") -> None:
 def train_stages(run: Run, prompt: str = "") -> None:
     """Prepares, then trains what is not trained yet."""
     prepare(run)
-    for stage in STAGES:
-        # A stage reads what the one before it wrote, so it is made only now.
-        train(run, stage.make(run))
+    for name, stage in STAGES.items():
+        if finished(run, name):
+            logging.info("stage %s: finished before, skipped", name)
+        else:  # made only now: it reads what the stage before it wrote
+            train(run, stage.make(run))
 
 
 def evaluate(run: Run, prompt: str = "") -> None:

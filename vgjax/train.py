@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
 import pathlib
 import time
 from typing import Any
@@ -45,18 +44,18 @@ def train_step(
     return state, {"loss": loss, "gradient_norm": optax.tree.norm(grads), **means}
 
 
+def finished(run: Run, stage: str) -> bool:
+    """Whether the stage was trained to its end."""
+    return run.export(stage).with_name("done.json").exists()
+
+
 def train(run: Run, stage: Stage) -> Any:
     """Trains a stage to its end, from its latest checkpoint where there is one, and returns the exported variables.
-
-    A stage that is finished is loaded, not trained.
 
     Raises:
       FloatingPointError: the loss is not finite.
     """
     folder, c, seed = run.workdir / "stages" / stage.name, stage.training, run.config.seed
-    if (folder / "done.json").exists():
-        logging.info("stage %s: finished before, skipped", stage.name)
-        return checkpoint.load_export(run.export(stage.name))
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
 

@@ -13,6 +13,7 @@ from vgjax.data import records
 from vgjax.data.loader import ordered_batches
 from vgjax.models import appearance, vgg
 from vgjax.stages.stage import Run, Stage, Terms
+from vgjax.types import Factors
 
 EXTRACT_BATCH = 64
 
@@ -159,7 +160,5 @@ def factor_stats(anatomy: np.ndarray, modality: np.ndarray, identity: bool) -> d
 
 
 def _record(anatomy: np.ndarray, modality: np.ndarray, stats: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    return {
-        "anatomy": ((anatomy - stats["anatomy_mean"]) / stats["anatomy_scale"]).astype(np.float32),
-        "modality": ((modality - stats["modality_mean"]) / stats["modality_scale"]).astype(np.float32),
-    }
+    factors = pipeline.standardise(Factors(anatomy_BggK=anatomy[None], modality_BZ=modality[None]), stats)
+    return {"anatomy": factors.anatomy_BggK[0], "modality": factors.modality_BZ[0]}

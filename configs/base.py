@@ -11,6 +11,7 @@ def training(**changes) -> ConfigDict:
     values = dict(
         steps=1000,
         batch_size=64,  # global, over all devices
+        optimizer="adamw",  # adamw | muon (matrices of stacked blocks; AdamW for the rest)
         learning_rate=1e-3,
         warmup_steps=50,
         schedule="cosine",  # cosine (to 0) | constant | plateau (x 0.1 when the validation score stalls 5 times)
@@ -69,12 +70,14 @@ def get_config() -> ConfigDict:
     c.prior.weight_perceptual = 0.0  # VGG-19 relu3_1; needs vgg_path
     c.prior.weight_appearance = 1.0  # colour and texture statistics read back from the modality vector; 0: as published
     c.prior.weight_consistency = 1.0  # anatomy map equal under changes of imaging style; 0: as published
+    c.prior.flip = False  # mirror pictures with their masks at random, either way; stage 1 never sees text
     c.prior.vgg_path = ""  # safetensors with torchvision's VGG-19 names
     c.prior.train = training(steps=600, batch_size=8, learning_rate=2e-3, checkpoint_every_steps=200)
 
     c.disentangler = ConfigDict()  # stage 2: text disentangler
     c.disentangler.hidden = 512
     c.disentangler.dropout = 0.1
+    c.disentangler.word_dropout = 0.0  # of the text embedding's entries; with hashing an entry is a word or word pair
     c.disentangler.alignment = (
         "scaled"  # scaled: squared error on standardised factors | cosine: direction only, as published
     )
@@ -102,7 +105,13 @@ def get_config() -> ConfigDict:
     c.fusion.condition_noise = 0.1  # standard deviation added to the standardised components in training
     c.fusion.remat = False  # recompute activations in the backward pass: less memory, about a third more time
     c.fusion.train = training(
-        steps=1600, batch_size=32, learning_rate=1e-3, warmup_steps=100, ema_decay=0.995, checkpoint_every_steps=400
+        steps=1600,
+        batch_size=32,
+        optimizer="muon",
+        learning_rate=6e-3,
+        warmup_steps=100,
+        ema_decay=0.995,
+        checkpoint_every_steps=400,
     )
 
     c.autoencoder = ConfigDict(dict(kind="pixel"))  # pixel: none, the transformer works on pixels
@@ -167,7 +176,7 @@ def reference(c: ConfigDict) -> ConfigDict:
     c.disentangler.update(dict(alignment="cosine", weight_reconstruction=0.5))
     c.fusion.update(dict(hffm_variant="reference", hffm_hidden=256, components=0, refine=0))
     c.fusion.update(dict(condition_dropout=0.0, condition_noise=0.0))
-    c.fusion.train.update(dict(weight_decay=0.01, ema_decay=0.0))
+    c.fusion.train.update(dict(optimizer="adamw", learning_rate=1e-3, weight_decay=0.01, ema_decay=0.0))
     c.diffusion.objective = "epsilon"
     c.sample.update(dict(solver="dpmpp_2m", steps=50, guidance_anatomy=4.5, guidance_modality=4.5))
     return c

@@ -59,6 +59,18 @@ def test_dropout_rate_is_a_tenth() -> None:
     np.testing.assert_allclose(kept, 0.9, atol=0.01)
 
 
+def test_word_dropout_hides_the_same_words_from_both_heads() -> None:
+    model = TextDisentangler(anatomy_dim=1, modality_dim=1, hidden_dim=1, dropout_rate=0.0, word_dropout_rate=0.25)
+    text = 2.0 ** jnp.arange(12.0)[None]  # the sum tells which entries are left
+    ones = jax.tree.map(jnp.ones_like, model.init(jax.random.key(0), text, train=False))
+    anatomy, modality, _ = model.apply(ones, text, train=True, rngs={"dropout": jax.random.key(1)})
+    left = (anatomy[0, 0] - 2.0) * 0.75
+    np.testing.assert_allclose(anatomy, modality)
+    assert 0 < left < text.sum() and abs(left - jnp.round(left)) < 1e-2
+    whole = model.apply(ones, text, train=False)[0]
+    np.testing.assert_allclose(whole[0, 0] - 2.0, text.sum())
+
+
 def test_cosine_alignment_sees_direction_only() -> None:
     target = jnp.array([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [3.0, 4.0]])
     prediction = jnp.array([[5.0, 0.0], [0.0, 2.0], [-0.1, 0.0], [3.0, 0.0]])

@@ -8,7 +8,7 @@ import pytest
 
 from vgjax.models import appearance
 from vgjax.models.factor_prior import FactorPrior, ModalityEncoder
-from vgjax.stages.prior import factor_stats, restyle
+from vgjax.stages.prior import factor_stats, mirror, restyle
 
 
 def picture(row: int, column: int, radius: float = 4.0, grain: float = 0.1):
@@ -93,6 +93,14 @@ def test_restyling_keeps_geometry_and_changes_style():
     assert np.std(y.mean((1, 2)), axis=0).min() > 0.05
     centre, corner = y[:, 14:18, 14:18].mean((1, 2, 3)), y[:, :4, :4].mean((1, 2, 3))
     assert (centre < corner).all()
+
+
+def test_mirroring_turns_picture_and_mask_alike_every_way():
+    image, lesion = picture(6, 20, grain=0.0)
+    x, y = mirror(jax.random.key(0), jnp.repeat(image, 64, axis=0), jnp.repeat(lesion, 64, axis=0))
+    np.testing.assert_allclose(x[..., 0], 0.3 - 0.5 * y, atol=1e-6)
+    places = {tuple(int(v) for v in np.round(np.argwhere(m).mean(0))) for m in np.asarray(y)}
+    assert places == {(6, 20), (25, 20), (6, 11), (25, 11)}
 
 
 def test_factor_stats():

@@ -36,7 +36,7 @@ def test_every_factor_is_read_back_from_rendered_images(items):
 def test_every_factor_is_read_back_at_twice_the_size():
     large = list(phantom.items("test", 150, seed=102, size=64))
     accuracy = _accuracy([item.image for item in large], large)
-    assert min(accuracy.values()) >= 0.95, accuracy
+    assert min(accuracy.values()) >= 0.97, accuracy
 
 
 @pytest.mark.parametrize("flaw", ["noise", "smoothing"])
@@ -53,6 +53,25 @@ def test_small_flaws_do_not_move_the_reading(items, flaw):
         flawed.append(np.clip(image, -1.0, 1.0).astype(np.float32))
     accuracy = _accuracy(flawed, items[:250])
     assert min(accuracy.values()) >= 0.96, accuracy
+
+
+def _wobbled(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A smooth random warp of 0.6 pixels, contrast off by up to 8 % and pixel noise: (H, W, 3) in [-1, 1]."""
+    shift = ndimage.gaussian_filter(rng.standard_normal((2, *image.shape[:2])), (0, 3, 3))
+    where = np.mgrid[: image.shape[0], : image.shape[1]] + 0.6 * shift / shift.std()
+    channels = [
+        ndimage.map_coordinates(c, where, order=1, mode="nearest") for c in np.moveaxis(image / 127.5 - 1, 2, 0)
+    ]
+    warped = np.stack(channels, axis=-1)
+    middle = np.median(warped, axis=(0, 1))
+    warped = middle + (warped - middle) * rng.uniform(0.92, 1.08) + rng.normal(0.0, 0.06, image.shape)
+    return np.clip(warped, -1.0, 1.0).astype(np.float32)
+
+
+def test_an_imperfect_drawing_is_still_read(items):
+    rng = np.random.default_rng(0)
+    accuracy = _accuracy([_wobbled(item.image, rng) for item in items], items)
+    assert min(accuracy.values()) >= 0.95, accuracy
 
 
 def test_changing_one_factor_changes_its_reading_alone():

@@ -17,7 +17,7 @@ from vgjax.types import SPLITS
 PLAIN = {
     "position": "centre",
     "size": "medium",
-    "irregularity": "round",
+    "shape": "round",
     "count": "none",
     "colour": "grey",
     "brightness": "normal",
@@ -100,23 +100,23 @@ def test_items_keep_the_contract(size):
         assert item.caption and set(item.said) <= set(phantom.FACTORS)
 
 
-def test_class_label_is_a_function_of_irregularity_and_size_alone():
+def test_class_label_is_a_function_of_shape_and_size_alone():
     labels = collections.defaultdict(set)
     for draw in _draws(800):
-        labels[draw["irregularity"], draw["size"]].add(phantom.class_label(draw))
+        labels[draw["shape"], draw["size"]].add(phantom.class_label(draw))
     assert all(len(found) == 1 for found in labels.values())
     assert collections.Counter(found.copy().pop() for found in labels.values()) == {
         "benign": 3,
         "suspicious": 3,
         "malignant": 3,
     }
-    assert labels["round", "small"] == {"benign"} and labels["star", "large"] == {"malignant"}
+    assert labels["round", "small"] == {"benign"} and labels["lobed", "large"] == {"malignant"}
 
 
 def test_the_mask_is_the_visible_lesion():
     rng = np.random.default_rng(0)
     for size, count in itertools.product(phantom.FACTORS["size"], phantom.FACTORS["count"]):
-        image, mask = phantom.render(PLAIN | {"size": size, "count": count, "irregularity": "star"}, rng)
+        image, mask = phantom.render(PLAIN | {"size": size, "count": count, "shape": "lobed"}, rng)
         luminance = image.mean(axis=-1)
         middle = (luminance.min() + luminance.max()) / 2
         seen = luminance < middle
@@ -126,7 +126,9 @@ def test_the_mask_is_the_visible_lesion():
 @pytest.mark.parametrize("size", [32, 64])
 def test_satellites_are_as_many_as_said_and_stand_apart(size):
     rng = np.random.default_rng(0)
-    for draw in _draws(150, seed=2):
+    anatomy = [phantom.FACTORS[name] for name in phantom.ANATOMY]
+    for levels in itertools.product(*anatomy):
+        draw = PLAIN | dict(zip(phantom.ANATOMY, levels, strict=True))
         _, mask = phantom.render(draw, rng, size)
         labels, found = ndimage.label(mask)
         assert found == 1 + phantom.FACTORS["count"].index(draw["count"])
@@ -136,21 +138,57 @@ def test_satellites_are_as_many_as_said_and_stand_apart(size):
                 assert rest[labels == blob].min() > 2.5 * size / 32
 
 
+@pytest.mark.parametrize(
+    ("position", "shape", "half"),
+    [("middle left", "round", np.s_[:, 16:]), ("upper centre", "oval", np.s_[16:]), ("centre", "lobed", np.s_[:16])],
+)
+def test_satellites_take_the_corners_farthest_from_the_lesion(position, shape, half):
+    rng = np.random.default_rng(0)
+    for _ in range(5):
+        factors = PLAIN | {"position": position, "shape": shape}
+        alone, both = (phantom.render(factors | {"count": count}, rng)[1] for count in ("none", "two"))
+        satellites = both & ~ndimage.binary_dilation(alone, iterations=3)
+        assert satellites.sum() > 50 and satellites[half].sum() == satellites.sum()
+
+
+def test_an_oval_is_wide_and_a_lobe_points_up():
+    rng = np.random.default_rng(0)
+    for size in phantom.FACTORS["size"]:
+        _, mask = phantom.render(PLAIN | {"size": size, "shape": "oval"}, rng, 128)
+        height, width = (np.ptp(indices) + 1 for indices in np.nonzero(mask))
+        assert 1.65 < width / height < 2.05
+        _, mask = phantom.render(PLAIN | {"size": size, "shape": "lobed"}, rng, 128)
+        rows, columns = np.nonzero(mask)
+        y, x = rows.mean(), columns.mean()
+        above, below = (np.sum(mask[part, int(x)]) for part in (np.s_[: int(y)], np.s_[int(y) :]))
+        assert above > 1.7 * below
+        assert ndimage.binary_fill_holes(mask).sum() == mask.sum()
+
+
 def test_area_follows_size_whatever_the_outline():
     rng = np.random.default_rng(0)
     areas = {
-        (size, shape): phantom.render(PLAIN | {"size": size, "irregularity": shape}, rng, 64)[1].mean()
+        (size, shape): phantom.render(PLAIN | {"size": size, "shape": shape}, rng, 64)[1].mean()
         for size in phantom.FACTORS["size"]
-        for shape in phantom.FACTORS["irregularity"]
+        for shape in phantom.FACTORS["shape"]
     }
     for size, radius in phantom.RADIUS.items():
-        for shape in phantom.FACTORS["irregularity"]:
-            assert areas[size, shape] == pytest.approx(np.pi * (radius / 32) ** 2, rel=0.13)
+        for shape in phantom.FACTORS["shape"]:
+            assert areas[size, shape] == pytest.approx(np.pi * (radius / 32) ** 2, rel=0.08)
 
 
 def test_a_colour_cast_leaves_brightness_and_contrast_alone():
     for gain in phantom.GAIN.values():
         assert np.mean(gain) == pytest.approx(1.0, abs=1e-9)
+
+
+@pytest.mark.parametrize(("brightness", "contrast"), [("dark", "high"), ("bright", "low")])
+def test_no_colour_drives_lines_out_of_range(brightness, contrast):
+    rng = np.random.default_rng(0)
+    style = {"brightness": brightness, "contrast": contrast, "texture": "lined", "size": "large", "count": "two"}
+    for colour in phantom.FACTORS["colour"]:
+        images = [phantom.render(PLAIN | style | {"colour": colour}, rng)[0] for _ in range(8)]
+        assert np.min(images) > 0 and np.max(images) < 255
 
 
 def test_patterns_name_both_channels_in_either_order():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -29,6 +30,21 @@ def test_clipping_bounds_the_gradient():
     norms = [float(optax.tree.norm(optax.tree.get(m, "mu"))) for m in moments]
     np.testing.assert_allclose(norms[0], 0.1, rtol=1e-5)
     assert norms[1] > 1e4
+
+
+def test_muon_orthogonalises_each_matrix_of_the_blocks_and_leaves_the_rest_to_adam():
+    matrices = jax.random.normal(jax.random.key(0), (2, 8, 16)) * jnp.exp(jnp.arange(8.0) / 2.0)[None, :, None]
+    params = {"blocks": {"to_q": {"kernel": matrices, "bias": matrices[:, 0]}}, "proj_out": {"kernel": matrices[0]}}
+    config = training(optimizer="muon", clip_norm=0.0, schedule="constant", warmup_steps=0, learning_rate=1e-2)
+    tx = optim.optimizer(config)
+    updates = tx.update(params, tx.init(params), params)[0]
+    for update in updates["blocks"]["to_q"]["kernel"]:
+        values = jnp.linalg.svd(update, compute_uv=False)
+        assert values.max() / values.min() < 2.5  # of the gradients themselves: above 25
+        np.testing.assert_allclose(jnp.sqrt(jnp.mean(jnp.square(update))), 0.2e-2, rtol=0.3)
+    for update in (updates["blocks"]["to_q"]["bias"], updates["proj_out"]["kernel"]):
+        sizes = jnp.abs(update)  # Adam's first step is the same in every entry
+        np.testing.assert_allclose(sizes, sizes.mean() * jnp.ones_like(sizes), rtol=1e-3)
 
 
 def new_state(decay=0.0):

@@ -53,6 +53,7 @@ class TextEncoder:
 class Training:
     steps: int
     batch_size: int
+    optimizer: str
     learning_rate: float
     warmup_steps: int
     schedule: str
@@ -83,6 +84,7 @@ class Prior:
     weight_appearance: float
     weight_consistency: float
     vgg_path: str
+    flip: bool
     train: Training
 
 
@@ -90,6 +92,7 @@ class Prior:
 class Disentangler:
     hidden: int
     dropout: float
+    word_dropout: float
     alignment: str
     weight_reconstruction: float
     shuffle_anatomy_targets: bool
@@ -183,6 +186,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "sample.solver": ("dpmpp_2m", "euler"),
     "evaluate.readout": ("phantom", "segmentor"),
     "evaluate.baseline": ("none", "shuffled_captions"),
+    "train.optimizer": ("adamw", "muon"),
     "train.schedule": ("cosine", "constant", "plateau"),
 }
 # Sources that other releases bring; naming them gives the remedy instead of "unknown".

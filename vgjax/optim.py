@@ -1,10 +1,18 @@
-"""Optimisers: AdamW with warm-up, built from a stage's training config."""
+"""Optimisers: AdamW or Muon with warm-up, built from a stage's training config."""
 
 from __future__ import annotations
 
+from typing import Any
+
+import jax
 import optax
+from optax.contrib import MuonDimensionNumbers, muon
 
 from vgjax.config import Training
+
+# Updates of a matrix get the root mean square that AdamW's have, so that both take the same learning rate
+# (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2).
+MUON_RMS = 0.2
 
 
 def learning_rate(config: Training) -> optax.Schedule:
@@ -16,6 +24,37 @@ def learning_rate(config: Training) -> optax.Schedule:
 
 
 def optimizer(config: Training) -> optax.GradientTransformation:
-    """Gradient-norm clipping (where asked), then AdamW (Loshchilov & Hutter 2019)."""
-    adam = optax.adamw(learning_rate(config), config.adam_b1, config.adam_b2, weight_decay=config.weight_decay)
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adam) if config.clip_norm else adam
+    """Gradient-norm clipping (where asked), then AdamW (Loshchilov & Hutter 2019) or Muon (Jordan et al. 2024)."""
+    rate, decay = learning_rate(config), config.weight_decay
+    if config.optimizer == "muon":
+        step = muon(
+            rate,
+            weight_decay=decay,
+            adam_b1=config.adam_b1,
+            adam_b2=config.adam_b2,
+            adam_weight_decay=decay,
+            muon_weight_dimension_numbers=inner_matrices,
+            consistent_rms=MUON_RMS,
+        )
+    else:
+        step = optax.adamw(rate, config.adam_b1, config.adam_b2, weight_decay=decay)
+    return optax.chain(optax.clip_by_global_norm(config.clip_norm), step) if config.clip_norm else step
+
+
+def inner_matrices(params: Any) -> Any:
+    """Which parameters Muon orthogonalises: kernels of the stacked blocks.
+
+    The rest (ends, tables, biases) takes AdamW with Nesterov momentum.
+
+    Args:
+      params: tree of arrays or shapes; a block's kernel is (depth, in, out).
+
+    Returns:
+      The same tree with `MuonDimensionNumbers` or None at the leaves.
+    """
+
+    def dimensions(path: tuple[Any, ...], leaf: Any) -> MuonDimensionNumbers | None:
+        names = [str(getattr(entry, "key", entry)) for entry in path]
+        return MuonDimensionNumbers(1, 2) if "blocks" in names and names[-1] == "kernel" else None
+
+    return jax.tree_util.tree_map_with_path(dimensions, params)

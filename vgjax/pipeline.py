@@ -76,6 +76,7 @@ def make_disentangler(config: Config) -> TextDisentangler:
         modality_dim=c.modality_factors,
         hidden_dim=config.disentangler.hidden,
         dropout_rate=config.disentangler.dropout,
+        word_dropout_rate=config.disentangler.word_dropout,
     )
 
 

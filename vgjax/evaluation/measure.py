@@ -2,7 +2,9 @@
 
 Nothing here knows how a phantom is drawn: the table of thresholds below is all it shares with the data set. Lengths
 are pixels of a 32x32 image, to which every image is brought first; intensities are in [0, 1]. The order of work is
-background -> lesion and satellites -> size and outline -> edge and texture.
+background -> lesion and satellites -> edge -> shape -> size and contrast. Thresholds lie midway between what
+neighbouring levels typically read, on a logarithmic scale for areas, depths and slopes: a drawing may be off by a good
+part of a level before its reading changes.
 """
 
 from __future__ import annotations
@@ -19,37 +21,39 @@ from vgjax.config import ConfigError
 
 SIDE = 32
 POSITION_ROWS, POSITION_COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
-POSITION_LIMITS = (13.25, 18.75)  # between the cells, along either axis
+POSITION_LIMITS = (13.375, 18.625)  # between the cells, along either axis
 # (least value, level): the level of the last row whose least value is reached; below the first: unreadable.
-AREA_LEVELS = ((25.0, "small"), (92.0, "medium"), (159.0, "large"), (330.0, None))
-BRIGHTNESS_LEVELS = ((0.2, "dark"), (0.475, "normal"), (0.625, "bright"), (0.95, None))
-CONTRAST_LEVELS = ((0.06, "low"), (0.186, "moderate"), (0.283, "high"), (0.7, None))
-BLUR_LEVELS = ((0.0, "blurred"), (0.23, "soft"), (0.318, "sharp"))
+AREA_LEVELS = ((33.0, "small"), (84.0, "medium"), (156.0, "large"), (390.0, None))
+BRIGHTNESS_LEVELS = ((0.3, "dark"), (0.526, "normal"), (0.651, "bright"), (0.95, None))
+CONTRAST_LEVELS = ((0.06, "low"), (0.168, "moderate"), (0.28, "high"), (0.7, None))
+BLUR_LEVELS = ((0.0, "blurred"), (0.183, "soft"), (0.267, "sharp"))
 COUNT_LEVELS = {0: "none", 1: "one", 2: "two"}
 # log(red / green), log(blue / green)
 COLOUR_LEVELS = {
     "grey": (0.0, 0.0),
-    "red": (0.343, 0.0),
+    "red": (0.315, 0.0),
     "green": (-0.338, -0.293),
     "blue": (-0.090, 0.271),
     "amber": (0.089, -0.342),
 }
 COLOUR_REACH = 0.22  # farther than this from every level: unreadable
 LINE_PERIOD = 4.0
+LINE_WINDOW = 4.0
 LINE_AMPLITUDE = 0.035
-GRAIN_DEVIATION = 0.019  # of what a Gaussian of one pixel takes away
-OUTLINE_AMPLITUDE = {3: 0.37, 5: 0.41}  # relative, of a lobed and of a star-shaped lesion
-OUTLINE_NAMES = {3: "lobed", 5: "star"}
-LEAST_STRENGTH = {3: 0.5, 5: 0.57}
-PEAK_SLOPE = 0.399  # 1 / sqrt(2 pi): slope of a blurred step, times the width of the blur
-OWN_VARIANCE = 1.0  # of the smoothing and differencing by which slopes are found
-FINENESS = {"round": 0.0, "lobed": 0.1, "star": 0.6}  # pixels; spikes flatten a slope by this over the radius
-CORE_LOSS = {"round": 0.6, "lobed": 1.3, "star": 1.7}  # blur drains a core by this times (width / radius)^2
-SATELLITE_AREA = 19.6
+GRAIN_DEVIATION = 0.025  # of what a Gaussian of one pixel takes away
+OVAL_MOMENT, LOBED_MOMENT = 0.34, 0.40  # of a nominal lesion, relative to its mass and radius
+LEAST_MOMENT = 0.5  # of the nominal
+EDGE_BAND = (0.2, 0.8)  # share of the depth: between the two lies the border of a lesion
+BAND_SLOPE = 0.351  # mean slope of a blurred step within the band, times the width of the blur
+OWN_VARIANCE = 1.05  # of the smoothing and differencing by which slopes are found
+CORE_LOSS = {"round": 7.0, "oval": 12.0, "lobed": 15.5}  # blur drains a core by this times (width / radius)^4
+SATELLITE_AREA = 32.0
+LEAST_SATELLITE = 0.3  # of the mass of a nominal one
+FADING = 4.0  # pixels: as far as a blurred lesion reaches beyond its core
 LEAST_DEPTH = 0.06
 
 _Y, _X = np.mgrid[:SIDE, :SIDE] + 0.5
-_WAVES = np.stack([np.cos(2 * np.pi * _Y / LINE_PERIOD), np.sin(2 * np.pi * _Y / LINE_PERIOD), np.ones_like(_Y)])
+_CARRIER = np.exp(2j * np.pi * _Y / LINE_PERIOD)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,7 +109,7 @@ def measure(image: np.ndarray) -> dict[str, str | None]:
     rgb = _reference_image(image)
     luminance = rgb.mean(axis=-1)
     around = _surroundings(luminance)
-    levels: dict[str, str | None] = dict.fromkeys(("position", "size", "irregularity", "count"))
+    levels: dict[str, str | None] = dict.fromkeys(("position", "size", "shape", "count"))
     levels |= {
         "colour": _colour(rgb),
         "brightness": _level(around.level, BRIGHTNESS_LEVELS),
@@ -117,14 +121,13 @@ def measure(image: np.ndarray) -> dict[str, str | None]:
     if lesion is None:
         return levels
     edge = _edge_slope(around, lesion)
-    shape = _irregularity(around, lesion, edge)
-    edge *= 1.0 + FINENESS[shape] / lesion.radius
-    core = 1.0 - min(CORE_LOSS[shape] * _variance(edge) / lesion.radius**2, 0.3)
+    shape = _shape(around, lesion, edge)
+    core = _core(lesion, edge, shape)
     row, column = (int(np.searchsorted(POSITION_LIMITS, v)) for v in (lesion.y, lesion.x))
     name = f"{POSITION_ROWS[row]} {POSITION_COLUMNS[column]}"
     levels["position"] = "centre" if name == "middle centre" else name
     levels["size"] = _level(lesion.area * core, AREA_LEVELS)
-    levels["irregularity"] = shape
+    levels["shape"] = shape
     levels["count"] = COUNT_LEVELS.get(lesion.satellites)
     levels["contrast"] = _level(lesion.depth / core, CONTRAST_LEVELS)
     levels["blur"] = _level(edge, BLUR_LEVELS)
@@ -156,12 +159,16 @@ def _reference_image(image: np.ndarray) -> np.ndarray:
 
 
 def _surroundings(luminance: np.ndarray) -> Surroundings:
-    """Alternates between the lines and level of the background and where the background is."""
+    """Alternates between the lines and level of the background and where the background is.
+
+    Lines are demodulated in a window, so that they may waver.
+    """
     clear = np.ones_like(luminance, dtype=bool)
+    plain, level = luminance, float(np.median(luminance))
     for _ in range(2):
-        basis = _WAVES[:, clear]
-        cosine, sine, _ = np.linalg.solve(basis @ basis.T, basis @ luminance[clear])
-        plain = luminance - cosine * _WAVES[0] - sine * _WAVES[1]
+        heard = np.where(clear, luminance - level, 0.0) / _CARRIER
+        amplitude = 2.0 * _blurred(heard, LINE_WINDOW) / (_blurred(clear.astype(float), LINE_WINDOW) + 0.01)
+        plain = luminance - (amplitude * _CARRIER).real
         level = float(np.median(plain[clear]))
         smooth_depth = level - _blurred(plain, 1.0)
         peak = max(np.partition(smooth_depth.ravel(), -6)[-6:].mean(), LEAST_DEPTH)
@@ -169,7 +176,8 @@ def _surroundings(luminance: np.ndarray) -> Surroundings:
         # A lesion never fills the image; if it seems to, the level is off and all pixels have to be heard again.
         clear = ~shadow if shadow.mean() < 0.8 else np.ones_like(shadow)
     level = float(np.median(plain[clear]))
-    return Surroundings(level=level, line_amplitude=float(np.hypot(cosine, sine)), depth_map=level - plain, clear=clear)
+    lines = float(np.abs(amplitude[clear]).mean())
+    return Surroundings(level=level, line_amplitude=lines, depth_map=level - plain, clear=clear)
 
 
 def _find_lesion(around: Surroundings) -> Lesion | None:
@@ -178,19 +186,18 @@ def _find_lesion(around: Surroundings) -> Lesion | None:
     peak = np.partition(smooth.ravel(), -6)[-6:].mean()
     if peak < LEAST_DEPTH:
         return None
-    labels, number = ndimage.label(smooth > 0.35 * peak)
-    masses = ndimage.sum_labels(depth_map, labels, range(1, number + 1))
-    main = labels == 1 + int(np.argmax(masses))
-    others = (labels > 0) & ~main
-    region = ndimage.distance_transform_edt(~main) < 4
-    if others.any():
-        region &= ndimage.distance_transform_edt(~main) < ndimage.distance_transform_edt(~others)
-    inside = ndimage.distance_transform_edt(np.pad(main & (smooth > 0.5 * peak), 1))[1:-1, 1:-1]
+    blobs, number = ndimage.label(smooth > 0.35 * peak)
+    distance, (rows, columns) = ndimage.distance_transform_edt(blobs == 0, return_indices=True)
+    owner = np.where(distance < FADING, blobs[rows, columns], 0)  # each blob with its fading border
+    masses = ndimage.sum_labels(depth_map, owner, range(1, number + 1))
+    main = 1 + int(np.argmax(masses))
+    region = owner == main
+    inside = ndimage.distance_transform_edt(np.pad((blobs == main) & (smooth > 0.5 * peak), 1))[1:-1, 1:-1]
     depth = float(depth_map[inside >= 0.6 * inside.max()].mean())
     mass = float(depth_map[region].sum())
     if depth < LEAST_DEPTH or mass <= 0.0:
         return None
-    least = 0.25 * SATELLITE_AREA * depth
+    least = LEAST_SATELLITE * SATELLITE_AREA * depth
     return Lesion(
         y=float((depth_map * _Y)[region].sum() / mass),
         x=float((depth_map * _X)[region].sum() / mass),
@@ -201,42 +208,47 @@ def _find_lesion(around: Surroundings) -> Lesion | None:
     )
 
 
-def _irregularity(around: Surroundings, lesion: Lesion, edge: float) -> str:
-    """Compares the 3- and 5-fold modulation of the outline with what is left of it after blur.
+def _shape(around: Surroundings, lesion: Lesion, edge: float) -> str:
+    """From the moments that a horizontal oval and three lobes, one of them upward, have and a disc has not.
 
-    A blur of width s takes exp(-k^2 s^2 / (2 R^2)) of the k-fold modulation of an outline of radius R.
+    Re z^2 and Im z^3 are harmonic, so no round blur changes their integrals over the lesion.
     """
     dy, dx = _Y - lesion.y, _X - lesion.x
-    distance, radius = np.hypot(dy, dx), lesion.radius
-    weight = np.where(lesion.region & (distance < 1.9 * radius), around.depth_map * distance, 0.0)
-    strength = {}
-    for k, amplitude in OUTLINE_AMPLITUDE.items():
-        harmonic = np.abs((weight * np.exp(1j * k * np.arctan2(dy, dx))).sum()) / (lesion.depth * np.pi * radius**3)
-        strength[k] = harmonic / (amplitude * np.exp(-(k**2) * _variance(edge) / (2.0 * radius**2)))
-    strongest = max(strength, key=lambda k: strength[k])
-    return OUTLINE_NAMES[strongest] if strength[strongest] > LEAST_STRENGTH[strongest] else "round"
+    radius = lesion.radius * np.sqrt(_core(lesion, edge, "oval"))
+    weight = np.where(lesion.region & (np.hypot(dy, dx) < 2.2 * radius + 1.0), around.depth_map, 0.0)
+    weight /= max(weight.sum(), 1e-6)
+    moments = {
+        "oval": (weight * (dx**2 - dy**2)).sum() / radius**2 / OVAL_MOMENT,
+        "lobed": (weight * (3.0 * dx**2 * dy - dy**3)).sum() / radius**3 / LOBED_MOMENT,
+    }
+    strongest = max(moments, key=lambda name: moments[name])
+    return strongest if moments[strongest] > LEAST_MOMENT else "round"
+
+
+def _core(lesion: Lesion, edge: float, shape: str) -> float:
+    """Share of the depth that is left in the core of a lesion after blur."""
+    return 1.0 - min(CORE_LOSS[shape] * (_variance(edge) / lesion.radius**2) ** 2, 0.4)
 
 
 def _variance(edge: float) -> float:
     """Square of the blur width, pixels, of an edge of relative slope `edge`."""
-    return float(np.clip((PEAK_SLOPE / max(edge, 1e-3)) ** 2 - OWN_VARIANCE, 0.0, 3.0))
+    return float(np.clip((BAND_SLOPE / max(edge, 1e-3)) ** 2 - OWN_VARIANCE, 0.0, 6.0))
 
 
 def _edge_slope(around: Surroundings, lesion: Lesion) -> float:
-    """Mean slope across the outline, as a share of the depth of the lesion, a pixel.
+    """Mean slope across the border, as a share of the depth of the lesion, a pixel.
 
     The slope is taken along a coarser gradient; what grain adds to either is known from the background.
     """
-    fine, coarse = _blurred(around.depth_map, 0.7), _blurred(around.depth_map, 1.0)
+    fine, coarse = _blurred(around.depth_map, 0.85), _blurred(around.depth_map, 1.2)
     fine_y, fine_x = np.gradient(fine)
     coarse_y, coarse_x = np.gradient(coarse)
     along, square = fine_y * coarse_y + fine_x * coarse_x, coarse_y**2 + coarse_x**2
     along = along - along[around.clear].mean()
     square = square - square[around.clear].mean()
-    core = (coarse > 0.5 * lesion.depth) & lesion.region
-    outline = (core & ~ndimage.binary_erosion(core)) | (ndimage.binary_dilation(core) & ~core & lesion.region)
-    outline &= square > (0.05 * lesion.depth) ** 2
-    return float(np.mean(along[outline] / np.sqrt(square[outline]))) / lesion.depth if outline.any() else 0.0
+    border = lesion.region & (coarse > EDGE_BAND[0] * lesion.depth) & (coarse < EDGE_BAND[1] * lesion.depth)
+    steepness = np.sqrt(np.maximum(square[border], 0.0)).sum()
+    return float(along[border].sum() / steepness) / lesion.depth if steepness > 0.0 else 0.0
 
 
 def _texture(around: Surroundings) -> str:

@@ -35,12 +35,14 @@ class TextDisentangler(nn.Module):
       modality_dim: entries Z of the modality factors.
       hidden_dim: hidden width of the three MLPs.
       dropout_rate: share of hidden units that the two heads drop in training.
+      word_dropout_rate: share of the embedding's entries that the two heads do without in training.
     """
 
     anatomy_dim: int
     modality_dim: int
     hidden_dim: int = 512
     dropout_rate: float = 0.1
+    word_dropout_rate: float = 0.0
 
     @nn.compact
     def __call__(self, text_BD: chex.Array, train: bool) -> tuple[chex.Array, chex.Array, chex.Array]:
@@ -55,8 +57,9 @@ class TextDisentangler(nn.Module):
         """
         chex.assert_rank(text_BD, 2)
         rate = self.dropout_rate
-        anatomy_BK = Mlp(self.hidden_dim, self.anatomy_dim, rate, name="anatomy_encoder")(text_BD, train)
-        modality_BZ = Mlp(self.hidden_dim, self.modality_dim, rate, name="modality_encoder")(text_BD, train)
+        heard_BD = nn.Dropout(self.word_dropout_rate, deterministic=not train)(text_BD)
+        anatomy_BK = Mlp(self.hidden_dim, self.anatomy_dim, rate, name="anatomy_encoder")(heard_BD, train)
+        modality_BZ = Mlp(self.hidden_dim, self.modality_dim, rate, name="modality_encoder")(heard_BD, train)
         factors = jnp.concatenate([anatomy_BK, modality_BZ], axis=-1)
         reconstruction_BD = Mlp(self.hidden_dim, text_BD.shape[-1], name="decoder")(factors, train)
         return anatomy_BK, modality_BZ, reconstruction_BD

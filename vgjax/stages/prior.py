@@ -41,6 +41,8 @@ def make(run: Run) -> Stage:
     def loss(params: Any, model_state: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array):
         image = pipeline.to_unit_range(batch["image"], config.data.intensity)
         lesion = batch["mask"].astype(jnp.float32)
+        if c.flip:
+            image, lesion = mirror(jax.random.fold_in(key, 1), image, lesion)
         run_pass = _reference_pass if c.variant == "reference" else _default_pass
         output, extra, model_state = run_pass(module, {"params": params, **model_state}, image, lesion, key, c)
         terms = losses.prior_terms(output, image, lesion) | extra
@@ -104,6 +106,19 @@ def _default_pass(module: Any, variables: Any, image: jax.Array, lesion: jax.Arr
         "appearance": losses.mse(told, appearance.statistics(image, lesion)),
     }
     return output, extra, {}
+
+
+def mirror(key: jax.Array, *pictures: jax.Array) -> list[jax.Array]:
+    """Each picture of the batch left-right and up-down at random, with probability 1/2 each, alike in all arguments.
+
+    Args:
+      pictures: (B, H, W) or (B, H, W, C).
+    """
+    for axis, k in zip((1, 2), jax.random.split(key), strict=True):
+        turned_B11 = jax.random.bernoulli(k, 0.5, (len(pictures[0]), 1, 1))
+        turned = [turned_B11.reshape(-1, *[1] * (x.ndim - 1)) for x in pictures]
+        pictures = tuple(jnp.where(chosen, jnp.flip(x, axis), x) for chosen, x in zip(turned, pictures, strict=True))
+    return list(pictures)
 
 
 def restyle(key: jax.Array, image_BHWC: jax.Array) -> jax.Array:

@@ -1,6 +1,6 @@
 """Phantom: a procedural dataset of lesion-like RGB images whose every factor is known.
 
-Anatomy factors say what is where (position, size, irregularity, count of satellites), modality factors how it was
+Anatomy factors say what is where (position, size, shape, count of satellites), modality factors how it was
 imaged (colour, brightness, contrast, texture, blur). Levels are drawn uniformly and independently and lie far apart
 compared with the jitter inside a level. No factor owns a place or a colour: each is a property of the lesion or of the
 whole image. Lengths below are pixels of a 32x32 image and scale with the image; intensities are in [0, 1].
@@ -24,7 +24,7 @@ POSITIONS = tuple("centre" if (r, c) == ("middle", "centre") else f"{r} {c}" for
 FACTORS: dict[str, tuple[str, ...]] = {
     "position": POSITIONS,
     "size": ("small", "medium", "large"),
-    "irregularity": ("round", "lobed", "star"),
+    "shape": ("round", "oval", "lobed"),
     "count": ("none", "one", "two"),
     "colour": ("grey", "red", "green", "blue", "amber"),
     "brightness": ("dark", "normal", "bright"),
@@ -32,7 +32,7 @@ FACTORS: dict[str, tuple[str, ...]] = {
     "texture": ("smooth", "grainy", "lined"),
     "blur": ("sharp", "soft", "blurred"),
 }
-ANATOMY: tuple[str, ...] = ("position", "size", "irregularity", "count")
+ANATOMY: tuple[str, ...] = ("position", "size", "shape", "count")
 MODALITY: tuple[str, ...] = ("colour", "brightness", "contrast", "texture", "blur")
 
 # (anatomy factor, level), (modality factor, level): never together in training or validation; 10.7 % of all draws.
@@ -45,28 +45,28 @@ HELD_OUT: tuple[tuple[tuple[str, str], tuple[str, str]], ...] = (
 REFERENCE_SIZE = 32
 SAID_PROBABILITY = 0.85
 
-CELL_CENTRE = (10.5, 16.0, 21.5)
-RADIUS = {"small": 4.7, "medium": 6.2, "large": 8.1}  # of the disc of equal area
-LOBES = {"round": (0, 0.0), "lobed": (3, 0.38), "star": (5, 0.43)}  # spikes around the outline, relative amplitude
+CELL_CENTRE = (10.75, 16.0, 21.25)
+RADIUS = {"small": 4.45, "medium": 6.1, "large": 8.3}  # of the disc of equal area
+OVAL_ASPECT = 1.9  # of a horizontal ellipse
+LOBES, LOBE_AMPLITUDE = 3, 0.40  # around the outline, relative to its radius
 SATELLITES = {"none": 0, "one": 1, "two": 2}
-SATELLITE_RADIUS = 2.5
-SATELLITE_GAP = 3.6  # least distance between two outlines
-# Eight places along the border; those too near the main lesion are left out.
-SATELLITE_SITES = tuple((y, x) for y in (3.6, 16.0, 28.4) for x in (3.6, 16.0, 28.4) if (y, x) != (16.0, 16.0))
+SATELLITE_RADIUS = 3.2
+SATELLITE_SITES = tuple((y, x) for y in (4.8, 27.2) for x in (4.8, 27.2))
 
 GAIN = {  # red, green, blue; each averages 1, so that a cast does not change the brightness
     "grey": (1.0, 1.0, 1.0),
-    "red": (1.24, 0.88, 0.88),
+    "red": (1.22, 0.89, 0.89),
     "green": (0.87, 1.22, 0.91),
     "blue": (0.85, 0.93, 1.22),
     "amber": (1.17, 1.07, 0.76),
 }
-BACKGROUND = {"dark": 0.40, "normal": 0.55, "bright": 0.70}
-DEPTH = {"low": 0.15, "moderate": 0.23, "high": 0.35}  # how much darker than its surroundings the lesion is
-GRAIN = {"smooth": 0.0, "grainy": 0.05, "lined": 0.0}  # standard deviation
+# The darkest lesion and the brightest background, with a line and a cast on top, just stay within [0, 1].
+BACKGROUND = {"dark": 0.465, "normal": 0.59, "bright": 0.715}
+DEPTH = {"low": 0.13, "moderate": 0.216, "high": 0.36}  # how much darker than its surroundings the lesion is
+GRAIN = {"smooth": 0.0, "grainy": 0.055, "lined": 0.0}  # standard deviation
 LINES = {"smooth": 0.0, "grainy": 0.0, "lined": 0.07}  # amplitude
 LINE_PERIOD = 4.0
-EDGE_SIGMA = {"sharp": 0.3, "soft": 1.05, "blurred": 1.7}
+EDGE_SIGMA = {"sharp": 0.3, "soft": 1.2, "blurred": 2.2}
 
 
 def is_held_out(factors: Mapping[str, str]) -> bool:
@@ -75,8 +75,8 @@ def is_held_out(factors: Mapping[str, str]) -> bool:
 
 
 def class_label(factors: Mapping[str, str]) -> str:
-    """benign, suspicious or malignant: each three of the nine combinations of irregularity and size."""
-    score = sum(FACTORS[name].index(factors[name]) for name in ("irregularity", "size"))
+    """benign, suspicious or malignant: each three of the nine combinations of shape and size."""
+    score = sum(FACTORS[name].index(factors[name]) for name in ("shape", "size"))
     return "benign" if score < 2 else "suspicious" if score == 2 else "malignant"
 
 
@@ -128,8 +128,8 @@ def render(
 
     sigma = EDGE_SIGMA[factors["blur"]] * scale * rng.uniform(0.95, 1.05)
     lesion = ndimage.gaussian_filter(coverage, sigma, mode="nearest")
-    luminance = BACKGROUND[factors["brightness"]] + rng.uniform(-0.02, 0.02)
-    luminance = luminance - DEPTH[factors["contrast"]] * rng.uniform(0.95, 1.05) * lesion
+    luminance = BACKGROUND[factors["brightness"]] + rng.uniform(-0.015, 0.015)
+    luminance = luminance - DEPTH[factors["contrast"]] * rng.uniform(0.96, 1.04) * lesion
     luminance = luminance + _texture(factors["texture"], rng, size)
     gain = np.array(GAIN[factors["colour"]]) + rng.uniform(-0.015, 0.015, 3)
     rgb = luminance[..., None] * (gain / gain.mean())
@@ -177,35 +177,45 @@ def _pixel_centres(size: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _main_lesion(factors: Mapping[str, str], rng: np.random.Generator, size: int) -> np.ndarray:
-    """(H, W) coverage in [0, 1] of the outline r(theta) = r0 (1 + a cos(k (theta - phase)))."""
+    """(H, W) coverage in [0, 1] of an outline r(theta), whose area follows the size factor alone."""
     scale = size / REFERENCE_SIZE
     row, column = divmod(POSITIONS.index(factors["position"]), 3)
-    centre_y, centre_x = (np.array([CELL_CENTRE[row], CELL_CENTRE[column]]) + rng.uniform(-0.7, 0.7, 2)) * scale
-    spikes, amplitude = LOBES[factors["irregularity"]]
-    amplitude *= rng.uniform(0.95, 1.05)
-    # The area of the outline is pi r0^2 (1 + a^2 / 2), so this keeps size and irregularity independent.
-    radius = RADIUS[factors["size"]] * scale * rng.uniform(0.96, 1.04) / np.sqrt(1.0 + amplitude**2 / 2.0)
-    turn = -np.pi / 2 + np.radians(rng.uniform(-6.0, 6.0))  # one spike points up
+    centre_y, centre_x = (np.array([CELL_CENTRE[row], CELL_CENTRE[column]]) + rng.uniform(-0.5, 0.5, 2)) * scale
+    radius = RADIUS[factors["size"]] * scale * rng.uniform(0.97, 1.03)
+    turn, stretch = np.radians(rng.uniform(-6.0, 6.0)), rng.uniform(0.97, 1.03)
 
     rows, columns = _pixel_centres(size)
     dy, dx = rows - centre_y, columns - centre_x
-    distance, angle = np.hypot(dy, dx), spikes * (np.arctan2(dy, dx) - turn)
-    outline = radius * (1.0 + amplitude * np.cos(angle))
-    slope = radius * amplitude * spikes * np.sin(angle) / np.maximum(distance, 1.0)
-    return np.clip((outline - distance) / np.sqrt(1.0 + slope**2) + 0.5, 0.0, 1.0)
+    outline, derivative = _outline(factors["shape"], np.arctan2(dy, dx) - turn, stretch)
+    distance = np.hypot(dy, dx)
+    slope = radius * derivative / np.maximum(distance, 1.0)
+    return np.clip((radius * outline - distance) / np.sqrt(1.0 + slope**2) + 0.5, 0.0, 1.0)
+
+
+def _outline(shape: str, angle: np.ndarray, stretch: float) -> tuple[np.ndarray, np.ndarray]:
+    """Radius of the outline and its derivative by the angle, where the disc of equal area has the radius 1."""
+    if shape == "oval":
+        aspect = OVAL_ASPECT * stretch
+        outline = (np.cos(angle) ** 2 / aspect + np.sin(angle) ** 2 * aspect) ** -0.5
+        return outline, -0.5 * outline**3 * (aspect - 1.0 / aspect) * np.sin(2.0 * angle)
+    amplitude = LOBE_AMPLITUDE * stretch if shape == "lobed" else 0.0
+    radius = (1.0 + amplitude**2 / 2.0) ** -0.5
+    angle = LOBES * (angle + np.pi / 2)  # one lobe points up
+    return radius * (1.0 + amplitude * np.cos(angle)), -radius * amplitude * LOBES * np.sin(angle)
 
 
 def _satellite_centres(
     coverage: np.ndarray, count: int, rng: np.random.Generator, scale: float
 ) -> list[tuple[float, float]]:
-    """`count` of the sites that keep their distance from the main lesion, jittered."""
-    if not count:
-        return []
+    """The `count` sites farthest from the main lesion, jittered.
+
+    Always the farthest: the picture then follows from the factors, but for sites equally far.
+    """
     clearance = ndimage.distance_transform_edt(coverage < 0.5)
-    reach = (SATELLITE_RADIUS + SATELLITE_GAP) * scale
-    free = [site for site in SATELLITE_SITES if clearance[int(site[0] * scale), int(site[1] * scale)] >= reach]
-    chosen = rng.permutation(len(free))[:count]
-    return [tuple((np.array(free[i]) + rng.uniform(-0.5, 0.5, 2)) * scale) for i in chosen]
+    distance = np.array([clearance[int(y * scale), int(x * scale)] for y, x in SATELLITE_SITES])
+    order = rng.permutation(len(SATELLITE_SITES))
+    chosen = order[np.argsort(-distance[order], kind="stable")][:count]
+    return [tuple((np.array(SATELLITE_SITES[i]) + rng.uniform(-0.5, 0.5, 2)) * scale) for i in chosen]
 
 
 def _texture(level: str, rng: np.random.Generator, size: int) -> np.ndarray:

@@ -10,17 +10,17 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
-# Adjectives before "lesion" (size, irregularity), then phrases behind it (position, count).
+# Adjectives before "lesion" (size, shape), then phrases behind it (position, count).
 ANATOMY_WORDINGS: dict[str, dict[str, tuple[str, ...]]] = {
     "size": {
         "small": ("small", "tiny", "little"),
         "medium": ("medium-sized", "mid-sized", "intermediate-size"),
         "large": ("large", "big", "extensive"),
     },
-    "irregularity": {
+    "shape": {
         "round": ("round", "circular", "disc-like"),
+        "oval": ("oval", "elliptical", "elongated"),
         "lobed": ("lobed", "three-lobed", "trefoil"),
-        "star": ("star-shaped", "spiky", "stellate"),
     },
     "position": {
         "upper left": ("in the upper left", "at the top left", "in the upper left quadrant"),
@@ -119,7 +119,7 @@ def compose(factors: Mapping[str, str], rng: np.random.Generator, said: Collecti
 
 def _lesion(factors: Mapping[str, str], rng: np.random.Generator, said: Collection[str]) -> str:
     words = {name: _pick(levels[factors[name]], rng) for name, levels in ANATOMY_WORDINGS.items() if name in said}
-    adjectives = [words[name] for name in ("size", "irregularity") if name in words]
+    adjectives = [words[name] for name in ("size", "shape") if name in words]
     behind = [words[name] for name in ("position", "count") if name in words]
     noun = " ".join([*adjectives, _pick(("lesion", "nodule", "focus of disease"), rng)])
     article = "an" if noun[0] in "aeiou" else "a"

@@ -11,7 +11,7 @@ def training(**changes) -> ConfigDict:
     values = dict(
         steps=1000,
         batch_size=64,  # global, over all devices
-        optimizer="adamw",  # adamw | muon (matrices of stacked blocks; AdamW for the rest)
+        optimizer="adamw",  # adamw | muon (matrices of transformer blocks and text heads; AdamW for the rest)
         learning_rate=1e-3,
         warmup_steps=50,
         schedule="cosine",  # cosine (to 0) | constant | plateau (x 0.1 when the validation score stalls 5 times)
@@ -77,7 +77,7 @@ def get_config() -> ConfigDict:
     c.disentangler = ConfigDict()  # stage 2: text disentangler
     c.disentangler.hidden = 512
     c.disentangler.dropout = 0.1
-    c.disentangler.word_dropout = 0.0  # of the text embedding's entries; with hashing an entry is a word or word pair
+    c.disentangler.word_dropout = 0.1  # of the text embedding's entries; with hashing an entry is a word or word pair
     c.disentangler.alignment = (
         "scaled"  # scaled: squared error on standardised factors | cosine: direction only, as published
     )
@@ -86,14 +86,16 @@ def get_config() -> ConfigDict:
         False  # control experiments: targets permuted between the training pictures
     )
     c.disentangler.shuffle_modality_targets = False
-    c.disentangler.train = training(steps=240, batch_size=256, learning_rate=1e-3, checkpoint_every_steps=80)
+    c.disentangler.train = training(
+        steps=240, batch_size=256, optimizer="muon", learning_rate=4e-3, checkpoint_every_steps=80
+    )
 
     c.fusion = ConfigDict()  # stage 3: HFFM and diffusion transformer
     c.fusion.hffm_variant = "default"  # default | reference
     c.fusion.hffm_hidden = 128
     c.fusion.token_width = 128
     c.fusion.components = (
-        32  # a channel: leading text-predictable directions of its factors, each brought to unit variance
+        64  # a channel: leading text-predictable directions of its factors, each brought to unit variance
     )
     c.fusion.width = 128
     c.fusion.depth = 4
@@ -173,7 +175,8 @@ def reference(c: ConfigDict) -> ConfigDict:
         )
     )
     c.prior.train.update(dict(adam_b1=0.5, schedule="plateau", warmup_steps=0))
-    c.disentangler.update(dict(alignment="cosine", weight_reconstruction=0.5))
+    c.disentangler.update(dict(alignment="cosine", weight_reconstruction=0.5, word_dropout=0.0))
+    c.disentangler.train.update(dict(optimizer="adamw", learning_rate=1e-3))
     c.fusion.update(dict(hffm_variant="reference", hffm_hidden=256, components=0, refine=0))
     c.fusion.update(dict(condition_dropout=0.0, condition_noise=0.0))
     c.fusion.train.update(dict(optimizer="adamw", learning_rate=1e-3, weight_decay=0.01, ema_decay=0.0))

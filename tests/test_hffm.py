@@ -117,6 +117,17 @@ def test_whitening_brings_predictions_to_unit_variance_and_back():
     np.testing.assert_allclose(mean + parts @ back, train, atol=1e-3)
 
 
+def test_whitening_leaves_out_features_whose_predictions_are_chance_fits():
+    """Three loud features that text does not know, one quiet one that it does: the direction is the quiet one's."""
+    rng = np.random.default_rng(2)
+    known = rng.normal(size=3000)
+    predicted = np.stack([known, *rng.normal(size=(3, 3000)) * 5.0], axis=1)
+    truth = np.stack([known[2000:] + rng.normal(size=1000), *rng.normal(size=(3, 1000))], axis=1)
+    _, whiten, _ = whitening(predicted[:2000], predicted[2000:], truth, 1)
+    direction = np.abs(whiten[:, 0]) / np.linalg.norm(whiten[:, 0])
+    np.testing.assert_allclose(direction, [1.0, 0.0, 0.0, 0.0], atol=1e-6)
+
+
 def test_whitening_closes_directions_that_the_pictures_do_not_confirm():
     rng = np.random.default_rng(1)
     train, validation = rng.normal(size=(2000, 4)), rng.normal(size=(500, 4))

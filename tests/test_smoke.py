@@ -147,7 +147,7 @@ def test_contracts(finished):
     prior = pipeline.Model(pipeline.make_prior(config), checkpoint.load_export(finished.export("prior")))
     image = jnp.zeros((3, 32, 32, 3))
     factors = pipeline.image_factors(prior, image)
-    grid, k, z = config.prior.grid, config.prior.anatomy_factors, config.prior.modality_factors
+    grid, k, z = config.prior.grid, config.prior.anatomy_factors + 1, config.prior.modality_factors
     chex.assert_shape(factors.anatomy_BggK, (3, grid, grid, k))
     chex.assert_shape(factors.modality_BZ, (3, z))
     chex.assert_shape(factors.pooled(), (3, k))

@@ -42,19 +42,21 @@ def optimizer(config: Training) -> optax.GradientTransformation:
 
 
 def inner_matrices(params: Any) -> Any:
-    """Which parameters Muon orthogonalises: kernels of the stacked blocks.
+    """Which parameters Muon orthogonalises: kernels of the transformer's stacked blocks and of the text heads.
 
     The rest (ends, tables, biases) takes AdamW with Nesterov momentum.
 
     Args:
-      params: tree of arrays or shapes; a block's kernel is (depth, in, out).
+      params: tree of arrays or shapes; a block's kernel is (depth, in, out), a head's (in, out).
 
     Returns:
       The same tree with `MuonDimensionNumbers` or None at the leaves.
     """
 
     def dimensions(path: tuple[Any, ...], leaf: Any) -> MuonDimensionNumbers | None:
-        names = [str(getattr(entry, "key", entry)) for entry in path]
-        return MuonDimensionNumbers(1, 2) if "blocks" in names and names[-1] == "kernel" else None
+        *parts, name = [str(getattr(entry, "key", entry)) for entry in path]
+        if name != "kernel" or not {"blocks", "anatomy_encoder", "modality_encoder"}.intersection(parts):
+            return None
+        return MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
 
     return jax.tree_util.tree_map_with_path(dimensions, params)

@@ -68,11 +68,16 @@ def make_prior(config: Config) -> FactorPrior | SDNet:
     )
 
 
+def anatomy_channels(config: Config) -> int:
+    """How many maps leave stage 1 as anatomy: K, and in the default the lesion's."""
+    return config.prior.anatomy_factors + (config.prior.variant == "default")
+
+
 def make_disentangler(config: Config) -> TextDisentangler:
     """Stage 2's network; its anatomy head predicts the whole coarse grid."""
     c = config.prior
     return TextDisentangler(
-        anatomy_dim=c.grid * c.grid * c.anatomy_factors,
+        anatomy_dim=c.grid * c.grid * anatomy_channels(config),
         modality_dim=c.modality_factors,
         hidden_dim=config.disentangler.hidden,
         dropout_rate=config.disentangler.dropout,
@@ -139,8 +144,8 @@ def take_apart(prior: Model, image_BHWC: jax.Array) -> PriorOutput:
 
 def raw_factors(output: PriorOutput, grid: int) -> Factors:
     """Area fractions of the anatomy factors on a grid x grid raster, and mu; not yet standardised."""
-    b, height, width, factors = output.anatomy_BHWK.shape
-    cells = output.anatomy_BHWK.reshape(b, grid, height // grid, grid, width // grid, factors)
+    b, height, width, factors = output.structure_BHWF.shape
+    cells = output.structure_BHWF.reshape(b, grid, height // grid, grid, width // grid, factors)
     return Factors(anatomy_BggK=cells.mean(axis=(2, 4)), modality_BZ=output.mu_BZ)
 
 

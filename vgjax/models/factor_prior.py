@@ -6,6 +6,8 @@ Differences from the published network (`vgjax.models.prior`) and why:
   modality  pools features over lesion, background and boundary separately, each normalised by its area (as region-wise
             style does in Zhu et al. 2020, "SEAN"), so neither size nor position has a way in; no norm, so absolute
             brightness stays.
+  structure the segmentor's lesion probability leaves stage 1 as one more anatomy factor: where the lesion is, is what
+            text says most about, and K unsupervised maps need not hold it apart.
   decoder   per-channel AdaIN whose scale and shift are linear in z (Huang & Belongie 2017, eq. 8), and a fixed noise
             map, without which a deterministic decoder has nothing to make texture from.
 """
@@ -166,4 +168,5 @@ class FactorPrior(nn.Module):
             reconstruction_BHWC=reconstruction,
             anatomy_tilde_BHWK=anatomy_BHWK,
             mu_tilde_BZ=mu_tilde,
+            structure_BHWF=jnp.concatenate([anatomy_BHWK, segmentation[..., 1:]], axis=-1),
         )

@@ -39,6 +39,8 @@ class PriorOutput:
       reconstruction_BHWC: rebuilt image, in [-1, 1].
       anatomy_tilde_BHWK: anatomy map read back from the rebuilt image.
       mu_tilde_BZ: modality mean read back from the rebuilt image.
+      structure_BHWF: the maps that leave stage 1 as anatomy: the anatomy map; in the default the lesion's probability
+        as one more, which text knows most about.
     """
 
     anatomy_BHWK: chex.Array
@@ -49,6 +51,7 @@ class PriorOutput:
     reconstruction_BHWC: chex.Array
     anatomy_tilde_BHWK: chex.Array
     mu_tilde_BZ: chex.Array
+    structure_BHWF: chex.Array
 
 
 class BottleneckBlock(nn.Module):
@@ -255,6 +258,7 @@ class SDNet(nn.Module):
             reconstruction_BHWC=self.decode(anatomy_BHWK, mu_BZ),
             anatomy_tilde_BHWK=anatomy_BHWK,
             mu_tilde_BZ=mu_BZ,
+            structure_BHWF=anatomy_BHWK,
         )
 
     def training_pass(
@@ -294,4 +298,5 @@ class SDNet(nn.Module):
             reconstruction_BHWC=reconstruction_BHWC,
             anatomy_tilde_BHWK=anatomy_tilde_BHWK,
             mu_tilde_BZ=mu_tilde_BZ,
+            structure_BHWF=anatomy_BHWK,
         )

@@ -16,6 +16,8 @@ from vgjax.stages import text
 from vgjax.stages.stage import Run, Stage, Terms
 from vgjax.types import Factors
 
+# A feature of the factors (a grid cell of a map, say) joins in if text predicts it on validation pictures at all.
+FEATURE_SIGMAS = 2.0
 # A direction passes only if text predicts it on validation pictures: correlation above this many standard errors.
 GATE_SIGMAS = 3.0
 
@@ -149,17 +151,23 @@ def whitening(
       mean (F,), whiten (F, M), back (M, F): parts = (x - mean) @ whiten, x ~ mean + parts @ back.
     """
     mean = train_NF.mean(0)
-    variances, directions = np.linalg.eigh(np.cov(train_NF - mean, rowvar=False))
+    # Where text knows nothing, predictions are chance fits; left in, their variance would make up the directions.
+    heard = _correlation(validation_NF, truth_NF) > FEATURE_SIGMAS / np.sqrt(len(truth_NF))
+    variances, directions = np.linalg.eigh(np.cov((train_NF - mean) * heard, rowvar=False))
     order = np.argsort(variances)[::-1][:components]
     variances, directions = variances[order], directions[:, order]
     signs = np.sign(directions[np.abs(directions).argmax(0), np.arange(directions.shape[1])])
     directions = directions * signs  # eigenvectors are defined up to sign; fix it, so that reruns agree
     said, seen = (validation_NF - mean) @ directions, (truth_NF - mean) @ directions
-    said, seen = said - said.mean(0), seen - seen.mean(0)
-    correlation = (said * seen).mean(0) / np.maximum(said.std(0) * seen.std(0), 1e-12)
-    is_open = (correlation > GATE_SIGMAS / np.sqrt(len(said))) & (variances > 1e-8)
+    is_open = (_correlation(said, seen) > GATE_SIGMAS / np.sqrt(len(said))) & (variances > 1e-8)
     scale = np.sqrt(np.maximum(variances, 1e-12))
     whiten, back = directions / scale * is_open, (directions * scale * is_open).T
     pad = components - whiten.shape[1]
     whiten, back = np.pad(whiten, ((0, 0), (0, pad))), np.pad(back, ((0, pad), (0, 0)))
     return mean.astype(np.float32), whiten.astype(np.float32), back.astype(np.float32)
+
+
+def _correlation(a_NF: np.ndarray, b_NF: np.ndarray) -> np.ndarray:
+    """Pearson correlation of each column, (F,)."""
+    a, b = a_NF - a_NF.mean(0), b_NF - b_NF.mean(0)
+    return (a * b).mean(0) / np.maximum(a.std(0) * b.std(0), 1e-12)

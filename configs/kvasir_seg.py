@@ -11,8 +11,16 @@ def cpu(c):
     c.data.image_size = 64
     c.fusion.patch = 8
     c.prior.widths = (16, 32, 64)
-    c.prior.train.update(dict(steps=700, batch_size=8, checkpoint_every_steps=175))
-    c.disentangler.train.update(dict(steps=200, batch_size=128, checkpoint_every_steps=50))
+    c.prior.flip = True
+    c.prior.train.update(dict(steps=900, batch_size=8, checkpoint_every_steps=300))
+    # Some five hundred captions: the heads are soon past their best.
+    c.disentangler.word_dropout = 0.3
+    c.disentangler.train.update(
+        dict(
+            steps=80, batch_size=128, optimizer="adamw", learning_rate=1e-3, warmup_steps=10, checkpoint_every_steps=10
+        )
+    )
+    c.evaluate.draws = 3
     c.fusion.train.update(dict(steps=1200, batch_size=32, checkpoint_every_steps=400))
     return c
 

@@ -146,6 +146,7 @@ class Evaluate:
     prompts: int
     readout: str
     baseline: str
+    draws: int
     bootstrap_draws: int
 
 

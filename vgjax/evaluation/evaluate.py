@@ -79,17 +79,26 @@ def _draw(run: Run, sampler: Sampler, texts: list[str], offset: int) -> np.ndarr
 
 
 def _baseline(run: Run, sampler: Sampler, reader: Reader, wishes: list[Wish], read: list) -> dict[str, float]:
-    """Accuracy under the true caption minus accuracy under another picture's caption, with its interval."""
-    count, rng = len(wishes), np.random.default_rng(run.config.seed)
-    order = rng.permutation(count)
-    other = order[(np.argsort(order) + 1) % count]  # a single cycle: nobody keeps its own caption
-    read_other = reader.read(_draw(run, sampler, [wishes[i].caption for i in other], count))
-    values = {}
+    """Accuracy under the true caption minus accuracy under another picture's caption.
+
+    Both are means over `evaluate.draws` pictures of each caption, each draw with other strangers' captions; the
+    interval resamples captions.
+    """
+    c, count, rng = run.config.evaluate, len(wishes), np.random.default_rng(run.config.seed)
+    readings: dict[str, list[list]] = {"true": [read], "other": []}
+    for draw in range(c.draws):
+        order = rng.permutation(count)
+        other = order[(np.argsort(order) + 1) % count]  # a single cycle: nobody keeps its own caption
+        texts = {"true": [wish.caption for wish in wishes], "other": [wishes[i].caption for i in other]}
+        for i, (name, captions) in enumerate(texts.items()):
+            if len(readings[name]) <= draw:
+                readings[name].append(reader.read(_draw(run, sampler, captions, (2 * draw + i) * count)))
+    values: dict[str, float] = {}
     for factor in reader.channels:
-        gain = control.hits(wishes, read, factor) - control.hits(wishes, read_other, factor)
-        low, high = metrics.bootstrap_interval(gain, run.config.seed, run.config.evaluate.bootstrap_draws)
-        values[f"control_shuffled/{factor}"] = float(control.hits(wishes, read_other, factor).mean())
-        values |= {f"control_gain/{factor}": float(gain.mean())}
+        true, other = (np.mean([control.hits(wishes, r, factor) for r in rs], axis=0) for rs in readings.values())
+        low, high = metrics.bootstrap_interval(true - other, run.config.seed, c.bootstrap_draws)
+        values |= {f"control_true/{factor}": float(true.mean()), f"control_shuffled/{factor}": float(other.mean())}
+        values |= {f"control_gain/{factor}": float((true - other).mean())}
         values |= {f"control_gain/low/{factor}": low, f"control_gain/high/{factor}": high}
     return values
 

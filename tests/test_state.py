@@ -37,12 +37,14 @@ def test_muon_orthogonalises_each_inner_matrix_and_leaves_the_rest_to_adam():
     params = {
         "blocks": {"to_q": {"kernel": matrices, "bias": matrices[:, 0]}},
         "anatomy_encoder": {"kernel": matrices[0]},
+        "a_encoder": {"kernel": matrices[0].reshape(2, 2, 2, 16)},
         "proj_out": {"kernel": matrices[0]},
     }
     config = training(optimizer="muon", clip_norm=0.0, schedule="constant", warmup_steps=0, learning_rate=1e-2)
     tx = optim.optimizer(config)
     updates = tx.update(params, tx.init(params), params)[0]
-    for update in (*updates["blocks"]["to_q"]["kernel"], updates["anatomy_encoder"]["kernel"]):
+    convolution = updates["a_encoder"]["kernel"].reshape(8, 16)
+    for update in (*updates["blocks"]["to_q"]["kernel"], updates["anatomy_encoder"]["kernel"], convolution):
         values = jnp.linalg.svd(update, compute_uv=False)
         assert values.max() / values.min() < 2.5  # of the gradients themselves: above 25
         np.testing.assert_allclose(jnp.sqrt(jnp.mean(jnp.square(update))), 0.2e-2, rtol=0.3)

@@ -13,6 +13,7 @@ from vgjax.config import Training
 # Updates of a matrix get the root mean square that AdamW's have, so that both take the same learning rate
 # (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2).
 MUON_RMS = 0.2
+MUON_PARTS = {"blocks", "anatomy_encoder", "modality_encoder", "a_encoder", "m_encoder"}
 
 
 def learning_rate(config: Training) -> optax.Schedule:
@@ -42,12 +43,13 @@ def optimizer(config: Training) -> optax.GradientTransformation:
 
 
 def inner_matrices(params: Any) -> Any:
-    """Which parameters Muon orthogonalises: kernels of the transformer's stacked blocks and of the text heads.
+    """Which parameters Muon orthogonalises: kernels of the transformer's blocks, the text heads and stage 1's encoders.
 
     The rest (ends, tables, biases) takes AdamW with Nesterov momentum.
 
     Args:
-      params: tree of arrays or shapes; a block's kernel is (depth, in, out), a head's (in, out).
+      params: tree of arrays or shapes; a block's kernel is (depth, in, out), a head's (in, out), and a convolution's
+        (h, w, in, out) counts as a matrix of h * w * in rows.
 
     Returns:
       The same tree with `MuonDimensionNumbers` or None at the leaves.
@@ -55,8 +57,9 @@ def inner_matrices(params: Any) -> Any:
 
     def dimensions(path: tuple[Any, ...], leaf: Any) -> MuonDimensionNumbers | None:
         *parts, name = [str(getattr(entry, "key", entry)) for entry in path]
-        if name != "kernel" or not {"blocks", "anatomy_encoder", "modality_encoder"}.intersection(parts):
+        if name != "kernel" or not MUON_PARTS.intersection(parts):
             return None
-        return MuonDimensionNumbers(leaf.ndim - 2, leaf.ndim - 1)
+        first = int("blocks" in parts)  # the axis of the stack is none of a matrix's
+        return MuonDimensionNumbers(tuple(range(first, leaf.ndim - 1)), leaf.ndim - 1)
 
     return jax.tree_util.tree_map_with_path(dimensions, params)

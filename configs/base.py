@@ -75,7 +75,7 @@ def get_config() -> ConfigDict:
     c.prior.train = training(steps=600, batch_size=8, learning_rate=2e-3, checkpoint_every_steps=200)
 
     c.disentangler = ConfigDict()  # stage 2: text disentangler
-    c.disentangler.hidden = 512
+    c.disentangler.hidden = 384
     c.disentangler.dropout = 0.1
     c.disentangler.word_dropout = 0.1  # of the text embedding's entries; with hashing an entry is a word or word pair
     c.disentangler.alignment = (
@@ -107,13 +107,13 @@ def get_config() -> ConfigDict:
     c.fusion.condition_noise = 0.1  # standard deviation added to the standardised components in training
     c.fusion.remat = False  # recompute activations in the backward pass: less memory, about a third more time
     c.fusion.train = training(
-        steps=1600,
+        steps=1500,
         batch_size=32,
         optimizer="muon",
         learning_rate=6e-3,
         warmup_steps=100,
         ema_decay=0.995,
-        checkpoint_every_steps=400,
+        checkpoint_every_steps=375,
     )
 
     c.autoencoder = ConfigDict(dict(kind="pixel"))  # pixel: none, the transformer works on pixels
@@ -176,7 +176,7 @@ def reference(c: ConfigDict) -> ConfigDict:
         )
     )
     c.prior.train.update(dict(adam_b1=0.5, schedule="plateau", warmup_steps=0))
-    c.disentangler.update(dict(alignment="cosine", weight_reconstruction=0.5, word_dropout=0.0))
+    c.disentangler.update(dict(hidden=512, alignment="cosine", weight_reconstruction=0.5, word_dropout=0.0))
     c.disentangler.train.update(dict(optimizer="adamw", learning_rate=1e-3))
     c.fusion.update(dict(hffm_variant="reference", hffm_hidden=256, components=0, refine=0))
     c.fusion.update(dict(condition_dropout=0.0, condition_noise=0.0))

@@ -85,26 +85,24 @@ def prior_terms(output: PriorOutput, image_BHWC: chex.Array, lesion_BHW: chex.Ar
 
 
 def text_terms(
-    anatomy_BK: chex.Array,
-    modality_BZ: chex.Array,
-    reconstruction_BD: chex.Array,
-    target_anatomy_BK: chex.Array,
-    target_modality_BZ: chex.Array,
+    outputs: tuple[chex.Array, chex.Array, chex.Array],
+    targets: tuple[chex.Array, chex.Array],
     text_BD: chex.Array,
+    alignment: str,
 ) -> dict[str, chex.Array]:
-    """The unweighted terms of stage 2 in the published system.
+    """The unweighted terms of stage 2.
 
     Args:
-      anatomy_BK: predicted anatomy factors.
-      modality_BZ: predicted modality factors.
-      reconstruction_BD: text embedding rebuilt from both.
-      target_anatomy_BK: anatomy factors of the image, taken as constants.
-      target_modality_BZ: modality factors of the image, taken as constants.
+      outputs: predicted anatomy (B, F) and modality (B, Z) factors, and the text embedding rebuilt from them.
+      targets: the image's anatomy and modality factors, (B, ...) and (B, Z), taken as constants.
       text_BD: the text embedding.
+      alignment: "cosine", as published, or "scaled": squared error.
 
     Returns:
-      align and reconstruction, each of shape (B,).
+      anatomy, modality and rebuild, each of shape (B,).
     """
-    align = cosine_alignment(anatomy_BK, jax.lax.stop_gradient(target_anatomy_BK))
-    align = align + cosine_alignment(modality_BZ, jax.lax.stop_gradient(target_modality_BZ))
-    return {"align": align, "reconstruction": mse(reconstruction_BD, text_BD)}
+    compare = cosine_alignment if alignment == "cosine" else mse
+    terms = {"rebuild": mse(outputs[2], text_BD)}
+    for name, output, target in zip(("anatomy", "modality"), outputs, targets, strict=False):
+        terms[name] = compare(output, jax.lax.stop_gradient(target).reshape(output.shape))
+    return terms

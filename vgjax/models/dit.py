@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vgjax.models.layers import plain_layer_norm
 from vgjax.models.refine import Refine, spread
 from vgjax.types import Tokens
 
@@ -47,12 +48,6 @@ class Attention(nn.Module):
         return nn.Dense(width, name="to_out")(out.reshape(x_BND.shape))
 
 
-def _norm(x: jax.Array) -> jax.Array:
-    """LayerNorm without scale and bias, over the last axis."""
-    centred = x - x.mean(axis=-1, keepdims=True)
-    return centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + 1e-6)
-
-
 class Block(nn.Module):
     """Self-attention, cross-attention and MLP, modulated by adaLN-single."""
 
@@ -65,10 +60,10 @@ class Block(nn.Module):
         table = self.param("scale_shift_table", nn.initializers.normal(width**-0.5), (6, width))
         rows = jnp.split(table[None] + modulation_B6D, 6, axis=1)  # six of (B, 1, D)
         shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = rows
-        y = _norm(x_BND) * (1 + scale_a) + shift_a  # (B, N, D)
+        y = plain_layer_norm(x_BND) * (1 + scale_a) + shift_a  # (B, N, D)
         x = x_BND + gate_a * Attention(self.heads, name="attn1")(y, y)
         x = x + Attention(self.heads, name="attn2")(x, context_BLD, mask_BL)
-        y = _norm(x) * (1 + scale_m) + shift_m
+        y = plain_layer_norm(x) * (1 + scale_m) + shift_m
         y = nn.Dense(int(width * self.mlp_ratio), name="ff_in")(y)
         y = nn.Dense(width, name="ff_out")(nn.gelu(y, approximate=True))
         return x + gate_m * y, None
@@ -115,7 +110,7 @@ class DiT(nn.Module):
 
         table = self.param("scale_shift_table", nn.initializers.normal(width**-0.5), (2, width))
         shift, scale = jnp.split(table[None] + t[:, None], 2, axis=1)
-        x = (_norm(x) * (1 + scale) + shift).reshape(batch, side, side, width)
+        x = (plain_layer_norm(x) * (1 + scale) + shift).reshape(batch, side, side, width)
         x = nn.Dense(self.patch**2 * self.out_channels, kernel_init=nn.initializers.zeros, name="proj_out")(x)
         x = spread(x, self.patch)
         return Refine(self.refine, name="refine")(x, x_BHWC, nn.silu(t)) if self.refine else x

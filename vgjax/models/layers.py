@@ -116,6 +116,12 @@ class ConvBlock(nn.Module):
         return nn.relu(BatchNorm(name="norm2")(x_BHWC, train))
 
 
+def plain_layer_norm(x: chex.Array) -> chex.Array:
+    """LayerNorm without scale and bias, over the last axis."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    return centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + 1e-6)
+
+
 def max_pool_2x2(x_BHWC: chex.Array) -> chex.Array:
     """Maximum over disjoint 2x2 windows: (B, H, W, C) -> (B, H/2, W/2, C). Among equals the first gets the gradient."""
     return nn.max_pool(x_BHWC, window_shape=(2, 2), strides=(2, 2))

@@ -10,6 +10,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vgjax.models.layers import plain_layer_norm
+
 STEP = 0.1  # scale of the correction
 
 
@@ -34,13 +36,12 @@ class Refine(nn.Module):
         # Unchecked, the gradient of these layers is tens of times the transformer's and clipping starves the latter:
         # hence the norms, the stopped gradient and the small step.
         h = jnp.concatenate([x_BHWC, jax.lax.stop_gradient(output_BHWC)], axis=-1)
-        norm = nn.LayerNorm(use_scale=False, use_bias=False, name="norm")
-        condition = norm(condition_BD)
+        condition = plain_layer_norm(condition_BD)
         for i in range(2):
             h = nn.Conv(self.width, (3, 3), name=f"conv{i}")(h)
             film = nn.Dense(2 * self.width, kernel_init=nn.initializers.zeros, name=f"film{i}")(condition)
             scale, shift = jnp.split(film[:, None, None], 2, axis=-1)
-            h = nn.silu(norm(h) * (1 + scale) + shift)
+            h = nn.silu(plain_layer_norm(h) * (1 + scale) + shift)
         correction = nn.Conv(output_BHWC.shape[-1], (3, 3), kernel_init=nn.initializers.zeros, name="out")(h)
         return output_BHWC + STEP * correction
 

@@ -43,21 +43,15 @@ def make(run: Run) -> Stage:
         return variables["params"], {}
 
     def loss(params: Any, model_state: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array):
-        anatomy, modality, rebuilt = pipeline.Model(module, {"params": params})(
-            batch["embedding"], train=True, rngs={"dropout": key}
-        )
-        terms = _align(anatomy, modality, batch) | {"rebuild": losses.mse(rebuilt, batch["embedding"])}
-        return terms, {}
+        return terms(params, batch, train=True, rngs={"dropout": key}), {}
 
-    def _align(anatomy: jax.Array, modality: jax.Array, batch: dict[str, jax.Array]) -> Terms:
-        target_a, target_m = batch["anatomy"].reshape(anatomy.shape), batch["modality"]
-        compare = losses.cosine_alignment if c.alignment == "cosine" else losses.mse
-        return {"anatomy": compare(anatomy, target_a), "modality": compare(modality, target_m)}
+    def terms(params: Any, batch: dict[str, jax.Array], **how: Any) -> Terms:
+        outputs = pipeline.Model(module, {"params": params})(batch["embedding"], **how)
+        return losses.text_terms(outputs, (batch["anatomy"], batch["modality"]), batch["embedding"], c.alignment)
 
     def validate(params: Any, model_state: Any, frozen: Any, batch: dict[str, jax.Array]) -> Terms:
-        anatomy, modality, _ = pipeline.Model(module, {"params": params})(batch["embedding"], train=False)
-        terms = _align(anatomy, modality, batch)
-        return {"score": terms["anatomy"] + terms["modality"], **terms}
+        values = terms(params, batch, train=False)
+        return {"score": values["anatomy"] + values["modality"], **values}
 
     def source(split: str):
         rows = ZippedRecords([run.records(k, split) for k in ("text", "factors")], ("embedding", "anatomy", "modality"))

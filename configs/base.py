@@ -11,7 +11,7 @@ def training(**changes) -> ConfigDict:
     values = dict(
         steps=1000,
         batch_size=64,  # global, over all devices
-        optimizer="adamw",  # adamw | muon (matrices of transformer blocks and text heads; AdamW for the rest)
+        optimizer="adamw",  # adamw | muon (matrices of blocks, text heads and encoders; AdamW for the rest)
         learning_rate=1e-3,
         warmup_steps=50,
         schedule="cosine",  # cosine (to 0) | constant | plateau (x 0.1 when the validation score stalls 5 times)

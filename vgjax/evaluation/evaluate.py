@@ -85,17 +85,17 @@ def _baseline(run: Run, sampler: Sampler, reader: Reader, wishes: list[Wish], re
     interval resamples captions.
     """
     c, count, rng = run.config.evaluate, len(wishes), np.random.default_rng(run.config.seed)
-    readings: dict[str, list[list]] = {"true": [read], "other": []}
+    reads, reads_other = [read], []
     for draw in range(c.draws):
+        if draw:
+            reads.append(reader.read(_draw(run, sampler, [wish.caption for wish in wishes], 2 * draw * count)))
         order = rng.permutation(count)
-        other = order[(np.argsort(order) + 1) % count]  # a single cycle: nobody keeps its own caption
-        texts = {"true": [wish.caption for wish in wishes], "other": [wishes[i].caption for i in other]}
-        for i, (name, captions) in enumerate(texts.items()):
-            if len(readings[name]) <= draw:
-                readings[name].append(reader.read(_draw(run, sampler, captions, (2 * draw + i) * count)))
+        stranger = order[(np.argsort(order) + 1) % count]  # a single cycle: nobody keeps its own caption
+        captions = [wishes[i].caption for i in stranger]
+        reads_other.append(reader.read(_draw(run, sampler, captions, (2 * draw + 1) * count)))
     values: dict[str, float] = {}
     for factor in reader.channels:
-        true, other = (np.mean([control.hits(wishes, r, factor) for r in rs], axis=0) for rs in readings.values())
+        true, other = (np.mean([control.hits(wishes, r, factor) for r in rs], axis=0) for rs in (reads, reads_other))
         low, high = metrics.bootstrap_interval(true - other, run.config.seed, c.bootstrap_draws)
         values |= {f"control_true/{factor}": float(true.mean()), f"control_shuffled/{factor}": float(other.mean())}
         values |= {f"control_gain/{factor}": float((true - other).mean())}

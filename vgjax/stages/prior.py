@@ -108,17 +108,16 @@ def _default_pass(module: Any, variables: Any, image: jax.Array, lesion: jax.Arr
     return output, extra, {}
 
 
-def mirror(key: jax.Array, *pictures: jax.Array) -> list[jax.Array]:
+def mirror(key: jax.Array, *pictures: jax.Array) -> tuple[jax.Array, ...]:
     """Each picture of the batch left-right and up-down at random, with probability 1/2 each, alike in all arguments.
 
     Args:
       pictures: (B, H, W) or (B, H, W, C).
     """
     for axis, k in zip((1, 2), jax.random.split(key), strict=True):
-        turned_B11 = jax.random.bernoulli(k, 0.5, (len(pictures[0]), 1, 1))
-        turned = [turned_B11.reshape(-1, *[1] * (x.ndim - 1)) for x in pictures]
-        pictures = tuple(jnp.where(chosen, jnp.flip(x, axis), x) for chosen, x in zip(turned, pictures, strict=True))
-    return list(pictures)
+        turned_B = jax.random.bernoulli(k, 0.5, (len(pictures[0]),))
+        pictures = tuple(jax.vmap(jnp.where)(turned_B, jnp.flip(x, axis), x) for x in pictures)
+    return pictures
 
 
 def restyle(key: jax.Array, image_BHWC: jax.Array) -> jax.Array:

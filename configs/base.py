@@ -173,9 +173,10 @@ def reference(c: ConfigDict) -> ConfigDict:
             weight_regression=1.0,
             weight_appearance=0.0,
             weight_consistency=0.0,
+            flip=False,
         )
     )
-    c.prior.train.update(dict(adam_b1=0.5, schedule="plateau", warmup_steps=0))
+    c.prior.train.update(dict(optimizer="adamw", learning_rate=2e-3, adam_b1=0.5, schedule="plateau", warmup_steps=0))
     c.disentangler.update(dict(hidden=512, alignment="cosine", weight_reconstruction=0.5, word_dropout=0.0))
     c.disentangler.train.update(dict(optimizer="adamw", learning_rate=1e-3))
     c.fusion.update(dict(hffm_variant="reference", hffm_hidden=256, components=0, refine=0))

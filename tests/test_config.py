@@ -110,3 +110,10 @@ def test_difference_names_keys():
     a, b = (configs.from_config_dict(phantom.get_config(v)) for v in ("", "smoke"))
     assert "fusion.train.steps" in configs.difference(a, b)
     assert configs.difference(a, a) == []
+
+
+def test_reference_takes_back_what_a_size_variant_mends():
+    c = kvasir_seg.get_config("cpu+reference")
+    assert {stage.train.optimizer for stage in (c.prior, c.disentangler, c.fusion)} == {"adamw"}
+    assert not c.prior.flip and not c.disentangler.word_dropout
+    assert (c.prior.train.learning_rate, c.fusion.train.learning_rate) == (2e-3, 1e-3)

@@ -18,7 +18,7 @@ from vgjax.evaluation.readouts import PriorView, Reader, make_reader
 from vgjax.evaluation.report import FactorMaps, Pair, Report, SwapGrid, write_report
 from vgjax.sample import Sampler
 from vgjax.stages.stage import Run
-from vgjax.train import read_log
+from vgjax.train import finished, read_log
 from vgjax.types import Factors
 
 STAGES = ("prior", "text", "fusion")
@@ -49,7 +49,7 @@ def evaluate(run: Run) -> dict[str, Any]:
         logging.info("evaluation: finished before, skipped")
         return before
     for stage in STAGES:
-        if not run.export(stage).exists():
+        if not finished(run, stage):
             raise ConfigError(f"workdir {run.workdir}: stage '{stage}' is not trained; run --mode=train first")
     started, began = time.monotonic(), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     c, wishes = run.config.evaluate, load_wishes(run)

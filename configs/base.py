@@ -5,6 +5,12 @@ Units stand in the names: `_steps` optimiser steps, `_items` pictures, `_size` p
 
 from ml_collections import ConfigDict
 
+# torch's names of the adapted modules, as published: all linear layers and the patch embedding.
+LORA_TARGETS = (
+    *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj", "ff.net.0.proj", "ff.net.2", "proj_out"),
+    *("linear", "linear_1", "linear_2"),
+)
+
 
 def training(**changes) -> ConfigDict:
     """How one stage is trained: AdamW with warm-up; a stage overrides what differs."""
@@ -19,6 +25,7 @@ def training(**changes) -> ConfigDict:
         adam_b1=0.9,
         adam_b2=0.999,
         clip_norm=1.0,  # global gradient norm; 0: off
+        clip_part="",  # clip this part of the parameters alone ("lora"); empty: all of them together
         ema_decay=0.0,  # exponential moving average of the weights, used for everything after training; 0: off
         checkpoint_every_steps=200,  # validation and checkpoint
         log_every_steps=20,
@@ -56,6 +63,7 @@ def get_config() -> ConfigDict:
 
     c.prior = ConfigDict()  # stage 1: visual prior
     c.prior.variant = "default"  # default | reference (the published SDNet)
+    c.prior.image_size = 0  # pixels a side that stage 1 sees; 0: data.image_size
     c.prior.widths = (16, 32)  # U-Net levels
     c.prior.modality_widths = (16, 16)
     c.prior.segmentor_width = 16
@@ -72,6 +80,7 @@ def get_config() -> ConfigDict:
     c.prior.weight_consistency = 1.0  # anatomy map equal under changes of imaging style; 0: as published
     c.prior.flip = False  # mirror pictures with their masks at random, either way; stage 1 never sees text
     c.prior.vgg_path = ""  # safetensors with torchvision's VGG-19 names
+    c.prior.weights = ""  # variant reference: a trained SDNet's file, taken as it is instead of training
     c.prior.train = training(steps=600, batch_size=8, learning_rate=2e-3, checkpoint_every_steps=200)
 
     c.disentangler = ConfigDict()  # stage 2: text disentangler
@@ -86,6 +95,7 @@ def get_config() -> ConfigDict:
         False  # control experiments: targets permuted between the training pictures
     )
     c.disentangler.shuffle_modality_targets = False
+    c.disentangler.weights = ""  # a trained text disentangler's file, taken as it is instead of training
     c.disentangler.train = training(
         steps=240, batch_size=256, optimizer="muon", learning_rate=4e-3, checkpoint_every_steps=80
     )
@@ -93,6 +103,7 @@ def get_config() -> ConfigDict:
     c.fusion = ConfigDict()  # stage 3: HFFM and diffusion transformer
     c.fusion.hffm_variant = "default"  # default | reference
     c.fusion.hffm_hidden = 128
+    c.fusion.hffm_weights = ""  # a trained HFFM's file (with lora.weights), taken as it is instead of training
     c.fusion.token_width = 128
     c.fusion.components = (
         64  # a channel: leading text-predictable directions of its factors, each brought to unit variance
@@ -102,9 +113,17 @@ def get_config() -> ConfigDict:
     c.fusion.heads = 4
     c.fusion.patch = 4
     c.fusion.mlp_ratio = 4.0
+    c.fusion.learn_sigma = False  # twice the output channels, as PixArt has; the second half is not trained
+    c.fusion.position_cells = 0  # patches a side that the position embeddings were made for; 0: as many as there are
+    c.fusion.position_interpolation = 1.0  # divisor of the positions (PixArt: 1 at 512 pixels, 2 at 1024)
+    c.fusion.tell_size = False  # height, width and aspect ratio as conditions (PixArt at 1024)
     c.fusion.refine = 24  # channels of two convolutions after the transformer; 0: none, as published
+    c.fusion.weights = ""  # transformer to adapt: file, folder or hub id in diffusers' layout; empty: train a new one
+    c.fusion.lora = ConfigDict(dict(rank=0, alpha=8.0, rank_stabilised=False, targets=LORA_TARGETS))  # rank 0: none
+    c.fusion.lora.weights = ""  # a trained adapter's file or folder (with hffm_weights)
     c.fusion.condition_dropout = 0.1  # each channel on its own is replaced by its trained null
     c.fusion.condition_noise = 0.1  # standard deviation added to the standardised components in training
+    c.fusion.flip = False  # mirror pictures left-right at random; refused where captions say left or right
     c.fusion.remat = False  # recompute activations in the backward pass: less memory, about a third more time
     c.fusion.train = training(
         steps=1500,
@@ -116,7 +135,11 @@ def get_config() -> ConfigDict:
         checkpoint_every_steps=375,
     )
 
-    c.autoencoder = ConfigDict(dict(kind="pixel"))  # pixel: none, the transformer works on pixels
+    c.autoencoder = ConfigDict()  # pictures to the latents that the transformer works on; frozen
+    c.autoencoder.kind = "pixel"  # pixel: none | kl (Stable Diffusion, PixArt) | tiny (TAESD and its relatives)
+    c.autoencoder.path = ""  # kl, tiny: file, folder or hub id of the weights; kl: a whole pipeline's will do
+    c.autoencoder.channels = 3  # of the latents
+    c.autoencoder.factor = 1  # picture pixels a latent pixel, along one side
 
     c.diffusion = ConfigDict()
     c.diffusion.objective = "flow"  # epsilon (published) | v | flow
@@ -144,7 +167,8 @@ def get_config() -> ConfigDict:
 def smoke(c: ConfigDict) -> ConfigDict:
     """The whole pipeline, tiny: minutes become seconds, figures mean nothing."""
     c.data.update(dict(train_items=64, validation_items=32, test_items=32))
-    c.prior.update(dict(widths=(8, 8), modality_widths=(8, 8), segmentor_width=8, decoder_widths=(8, 8, 8), grid=4))
+    c.prior.update(dict(widths=(8, 8), modality_widths=(8, 8), segmentor_width=8, decoder_widths=(8, 8, 8)))
+    c.prior.grid = min(c.prior.grid, 4)
     c.prior.train.update(dict(steps=6, batch_size=8))
     c.disentangler.update(dict(hidden=32))
     c.disentangler.train.update(dict(steps=8, batch_size=16))

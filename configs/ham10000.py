@@ -1,14 +1,45 @@
-"""Dataset config 'ham10000': names its data root; the reader comes with a later release.
+"""HAM10000, as published: PixArt-alpha XL/2 at 512 pixels with a rank-8 adapter, SD's autoencoder, ClinicalBERT.
 
-python -m vgjax.main --config=configs/ham10000.py --config.data.root=FOLDER
+python -m vgjax.main --config=configs/ham10000.py --config.data.root=FOLDER   (the dataset's reader comes later)
+
+The three pretrained networks are looked for in the local Hugging Face cache; a folder may be named instead:
+--config.fusion.weights=, --config.autoencoder.path=, --config.text_encoder.path=. `:small` is the default recipe
+at 64 pixels, without pretrained networks.
 """
 
 from configs import base
 
+PIXART = "PixArt-alpha/PixArt-XL-2-512x512"
+CLINICAL_BERT = "medicalai/ClinicalBERT"
 
-def get_config(variants: str = ""):
+
+def small():
     c = base.get_config()
     c.name = "ham10000"
-    c.data.source = "ham10000"
+    c.data.update(dict(source="ham10000", image_size=64))
     c.evaluate.readout = "segmentor"
-    return base.with_variants(c, variants)
+    return c
+
+
+def published():
+    c = base.reference(small())
+    c.data.image_size = 512
+    c.text_encoder.update(dict(kind="bert", width=768, path=CLINICAL_BERT, max_length=512))
+    c.prior.update(dict(image_size=224, widths=(64, 128, 256, 512), weight_perceptual=0.0))
+    c.prior.train.update(dict(steps=135_000, batch_size=4, learning_rate=1e-4, checkpoint_every_steps=2250))
+    c.disentangler.train.update(dict(steps=17_000, batch_size=32, learning_rate=1e-4, checkpoint_every_steps=280))
+    c.fusion.update(dict(width=1152, depth=28, heads=16, patch=2, token_width=4096, hffm_hidden=256, remat=True))
+    c.fusion.update(dict(weights=PIXART, learn_sigma=True, position_cells=32))
+    c.fusion.lora.rank = 8
+    c.fusion.train.update(
+        dict(steps=135_000, batch_size=1, learning_rate=1e-4, warmup_steps=500, clip_part="lora")
+    )  # fmt: skip
+    c.autoencoder.update(dict(kind="kl", path=PIXART, channels=4, factor=8))
+    c.sample.batch_size = 4
+    return c
+
+
+def get_config(variants: str = ""):
+    names = variants.split("+")
+    without_weights = {"small", "smoke"} & set(names)
+    return base.with_variants(small() if without_weights else published(), variants, {"small": lambda c: c})

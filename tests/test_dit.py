@@ -77,7 +77,7 @@ def test_masked_tokens_are_ignored():
 
 
 def test_position_and_time_features():
-    positions = sincos_positions(3, 8)
+    positions = sincos_positions(3, 3, 8)
     assert positions.shape == (9, 8)
     assert len(np.unique(positions.round(5), axis=0)) == 9
     np.testing.assert_allclose(positions[:3, 4:], np.tile(positions[0, 4:], (3, 1)))  # the first row shares its y half

@@ -27,14 +27,15 @@ REPO = Path(__file__).resolve().parent.parent
 PACKAGE = REPO / "vgjax"
 
 # Room of the house -> the rooms it may import from. A room's own modules may import one another, without a cycle.
-FOUNDATION = {"types", "config"}
-PARTS = {"models", "diffusion", "losses", "data", "weights"}
+FOUNDATION = {"types", "schema", "config"}
+PARTS = {"models", "diffusion", "losses", "data", "weights", "text"}
 GENERIC = {"state", "optim", "parallel", "checkpoint"}
-OUTER = {"train", "sample", "evaluation", "bench", "serve", "run"}
+OUTER = {"train", "sample", "evaluation", "bench", "serve", "run", "export"}
 MAY_IMPORT: dict[str, set[str]] = {
     "": set(),  # vgjax/__init__.py: importing the package costs nothing
     **dict.fromkeys(FOUNDATION, FOUNDATION),
     **dict.fromkeys(PARTS, FOUNDATION | PARTS),
+    "models": FOUNDATION | PARTS - {"weights", "text"},  # weights are loaded into models, never by them
     **dict.fromkeys(GENERIC, FOUNDATION | GENERIC),
     "pipeline": FOUNDATION | PARTS,
     "stages": FOUNDATION | PARTS | GENERIC | {"pipeline"},
@@ -123,9 +124,9 @@ def unsafe_loads(tree: ast.Module) -> list[str]:
     errors = []
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.module in UNPICKLERS:
-            errors += [
-                f"line {node.lineno}: from {node.module} import {a.name}" for a in node.names if "load" in a.name
-            ]
+            errors.append(f"line {node.lineno}: from {node.module}")
+        if isinstance(node, ast.ClassDef) and any(dotted(base) == "pickle.Unpickler" for base in node.bases):
+            errors.append(f"line {node.lineno}: class {node.name}")
         if not isinstance(node, ast.Call):
             continue
         head, _, last = dotted(node.func).rpartition(".")
@@ -186,6 +187,7 @@ def test_imports_point_one_way():
         ({"models/dit.py": "from vgjax import train"}, "vgjax.models.dit imports vgjax.train"),
         ({"config.py": "def f():\n  from .data import loader"}, "vgjax.config imports vgjax.data.loader"),
         ({"pipeline.py": "import vgjax.stages.prior"}, "vgjax.pipeline imports vgjax.stages.prior"),
+        ({"models/dit.py": "import vgjax.weights"}, "vgjax.models.dit imports vgjax.weights"),
         ({"attic.py": ""}, "vgjax.attic has no place"),
         ({"losses.py": "from vgjax.data import loader", "data/loader.py": "from .. import losses"}, "circle"),
         ({"stages/prior.py": "from vgjax import pipeline, types", "train.py": "from vgjax.stages import prior"}, None),
@@ -233,10 +235,9 @@ def test_no_private_jax():
 
 
 def test_nothing_unpickles():
-    errors = {
-        name: unsafe_loads(tree) for folder in ("vgjax", "configs") for name, tree in modules_of(REPO / folder).items()
-    }
-    assert {name: found for name, found in errors.items() if found} == {}
+    modules = {**modules_of(REPO / "vgjax"), **modules_of(REPO / "configs")}
+    # The one reader of torch's files knows the few names that it lets through (tests/test_weights_read.py).
+    assert {n for n, tree in modules.items() if unsafe_loads(tree)} == {"vgjax.weights.pth"}
 
 
 @pytest.mark.parametrize(
@@ -244,6 +245,7 @@ def test_nothing_unpickles():
     [
         ("pickle.load(f)", True),
         ("from pickle import loads", True),
+        ("class Reader(pickle.Unpickler): pass", True),
         ("joblib.load(f)", True),
         ("np.load(f, allow_pickle=True)", True),
         ("np.load(f, allow_pickle=flag)", True),

@@ -10,8 +10,9 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from vgjax import parallel
-from vgjax.config import ConfigError, Mesh
+from vgjax.config import ConfigError
 from vgjax.models.dit import DiT
+from vgjax.schema import Mesh
 from vgjax.types import Tokens
 
 

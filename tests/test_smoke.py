@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 
 import numpy as np
 import pytest
 
 from configs import phantom
-from vgjax import config as configs
 from vgjax import parallel, pipeline, train
 from vgjax import run as runs
+from vgjax.schema import Mesh
 from vgjax.stages import fusion
 
 
@@ -69,13 +70,16 @@ class Killed(Exception):
 
 
 @pytest.mark.parametrize("stage", ["prior", "text", "fusion"])
-def test_a_killed_run_ends_as_an_uninterrupted_one(finished, tmp_path, monkeypatch, stage):
-    """Killed between two checkpoints of one stage, started again: the same bytes."""
+def test_a_killed_stage_ends_as_an_uninterrupted_one(finished, tmp_path, monkeypatch, stage):
+    """Killed between two checkpoints, started again: the same bytes."""
+    shutil.copytree(finished.workdir, tmp_path / "run")
     run = runs.open_run(small(), str(tmp_path / "run"))
+    shutil.rmtree(run.export(stage).parent)
+    (run.workdir / "logs" / f"{stage}.jsonl").unlink()
     log_step = train.Log.step
 
     def killing(self, step, terms, waited):
-        if self._stage.name == stage and step == 5:
+        if step == 5:
             raise Killed
         log_step(self, step, terms, waited)
 
@@ -108,7 +112,7 @@ def test_one_device_and_eight_agree(finished):
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     total = lambda params, batch: stage.loss(params, {}, stage.frozen, batch, jax.random.key(0))[0]["denoise"].mean()
     wanted = jax.device_get(jax.jit(jax.value_and_grad(total))(params, batch))
-    mesh = parallel.make_mesh(configs.Mesh(2, 2, 2))
+    mesh = parallel.make_mesh(Mesh(2, 2, 2))
     with jax.set_mesh(mesh):
         placed = jax.device_put(params, parallel.shardings(params, mesh))
         got = jax.device_get(jax.jit(jax.value_and_grad(total))(placed, parallel.to_global(batch, mesh)))

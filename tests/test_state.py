@@ -10,10 +10,11 @@ from configs import base
 from vgjax import config as configs
 from vgjax import optim
 from vgjax import state as states
+from vgjax.schema import Training
 
 
 def training(**changes):
-    return configs._build(configs.Training, base.training(**changes).to_dict(), "train.")
+    return configs._build(Training, base.training(**changes).to_dict(), "train.")
 
 
 def test_learning_rate_warms_up_and_decays():

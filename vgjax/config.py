@@ -1,7 +1,7 @@
 """ConfigDict -> frozen dataclasses, with every check that needs no device.
 
-`configs/base.py` holds each key once with its default; the dataclasses below are the schema. `from_config_dict`
-refuses unknown keys and wrong types, `validate` refuses values that cannot work together, both before any long work.
+`configs/base.py` holds each key once with its default; `vgjax/schema.py` is the schema. `from_config_dict` refuses
+unknown keys and wrong types, `validate` refuses values that cannot work together, both before any long work.
 """
 
 from __future__ import annotations
@@ -9,170 +9,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import re
 import typing
 from typing import Any
 
 import ml_collections
 
+from vgjax.schema import Config
+
 
 class ConfigError(ValueError):
     """Something the user can mend: the message is one sentence saying what, where and the remedy."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Data:
-    source: str
-    root: str
-    image_size: int
-    train_items: int
-    validation_items: int
-    test_items: int
-    validation_fraction: float
-    test_fraction: float
-    intensity: str
-    shuffle_captions: bool
-    noise_factors: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class Mesh:
-    data: int
-    fsdp: int
-    tensor: int
-
-
-@dataclasses.dataclass(frozen=True)
-class TextEncoder:
-    kind: str
-    width: int
-    path: str
-    max_length: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Training:
-    steps: int
-    batch_size: int
-    optimizer: str
-    learning_rate: float
-    warmup_steps: int
-    schedule: str
-    weight_decay: float
-    adam_b1: float
-    adam_b2: float
-    clip_norm: float
-    ema_decay: float
-    checkpoint_every_steps: int
-    log_every_steps: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Prior:
-    variant: str
-    widths: tuple[int, ...]
-    modality_widths: tuple[int, ...]
-    segmentor_width: int
-    decoder_widths: tuple[int, ...]
-    anatomy_factors: int
-    modality_factors: int
-    grid: int
-    weight_l1: float
-    weight_kl: float
-    weight_dice: float
-    weight_regression: float
-    weight_perceptual: float
-    weight_appearance: float
-    weight_consistency: float
-    vgg_path: str
-    flip: bool
-    train: Training
-
-
-@dataclasses.dataclass(frozen=True)
-class Disentangler:
-    hidden: int
-    dropout: float
-    word_dropout: float
-    alignment: str
-    weight_reconstruction: float
-    shuffle_anatomy_targets: bool
-    shuffle_modality_targets: bool
-    train: Training
-
-
-@dataclasses.dataclass(frozen=True)
-class Fusion:
-    hffm_variant: str
-    hffm_hidden: int
-    token_width: int
-    components: int
-    width: int
-    depth: int
-    heads: int
-    patch: int
-    mlp_ratio: float
-    refine: int
-    condition_dropout: float
-    condition_noise: float
-    remat: bool
-    train: Training
-
-
-@dataclasses.dataclass(frozen=True)
-class Autoencoder:
-    kind: str
-
-
-@dataclasses.dataclass(frozen=True)
-class Diffusion:
-    objective: str
-    timesteps: int
-    beta_start: float
-    beta_end: float
-
-
-@dataclasses.dataclass(frozen=True)
-class Sample:
-    solver: str
-    steps: int
-    guidance_anatomy: float
-    guidance_modality: float
-    batch_size: int
-    count: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Evaluate:
-    prompts: int
-    readout: str
-    baseline: str
-    draws: int
-    bootstrap_draws: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Config:
-    """Everything that decides what a run computes. Two runs with equal `Config` and software end bit-equal."""
-
-    name: str
-    seed: int
-    data: Data
-    mesh: Mesh
-    text_encoder: TextEncoder
-    prior: Prior
-    disentangler: Disentangler
-    fusion: Fusion
-    autoencoder: Autoencoder
-    diffusion: Diffusion
-    sample: Sample
-    evaluate: Evaluate
-
-    def flat(self) -> dict[str, Any]:
-        """`{"fusion.train.steps": 1500, ...}`, for reports and for telling which key differs."""
-        return dict(_flatten(dataclasses.asdict(self)))
-
-    def to_json(self) -> str:
-        return json.dumps(dataclasses.asdict(self), indent=1, sort_keys=True)
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
@@ -182,7 +29,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "prior.variant": ("default", "reference"),
     "disentangler.alignment": ("scaled", "cosine"),
     "fusion.hffm_variant": ("default", "reference"),
-    "autoencoder.kind": ("pixel",),
+    "autoencoder.kind": ("pixel", "kl", "tiny"),
     "diffusion.objective": ("epsilon", "v", "flow"),
     "sample.solver": ("dpmpp_2m", "euler"),
     "evaluate.readout": ("phantom", "segmentor"),
@@ -229,21 +76,15 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
             raise ConfigError(f"config key '{key}' is a group of keys, not {value!r}: set one of the keys inside it")
         return _build(hint, value, key + ".")
     if typing.get_origin(hint) is tuple:
-        if not isinstance(value, list | tuple) or not all(type(v) is int for v in value):
-            raise ConfigError(f"config key '{key}' must be a sequence of integers, not {value!r}")
+        entry = typing.get_args(hint)[0]
+        if not isinstance(value, list | tuple) or not all(type(v) is entry for v in value):
+            raise ConfigError(f"config key '{key}' must be a sequence of {entry.__name__} values, not {value!r}")
         return tuple(value)
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
         raise ConfigError(f"config key '{key}' must be of type {hint.__name__}, not {value!r}")
     return value
-
-
-def _flatten(tree: dict[str, Any], where: str = "") -> list[tuple[str, Any]]:
-    rows: list[tuple[str, Any]] = []
-    for key, value in tree.items():
-        rows += _flatten(value, f"{where}{key}.") if isinstance(value, dict) else [(where + key, value)]
-    return rows
 
 
 def validate(config: Config) -> None:
@@ -271,7 +112,8 @@ def validate(config: Config) -> None:
 
 
 _MAY_BE_ZERO = ("seed", "warmup_steps", "weight_", "ema_decay", "dropout", "noise", "decay", "items", "clip_norm",
-                "adam_b1", "guidance", "fraction", "components", "refine")  # fmt: skip
+                "adam_b1", "guidance", "fraction", "components", "refine", "rank", "position_cells",
+                "image_size")  # fmt: skip
 _FRACTIONS = ("ema_decay", "dropout", "adam_b1", "adam_b2", "fraction")
 
 
@@ -290,20 +132,15 @@ def _validate_number(name: str, value: float) -> None:
 
 
 def _validate_sizes(config: Config) -> None:
-    size, levels = config.data.image_size, len(config.prior.widths)
+    if not config.data.image_size:
+        raise ConfigError("config key 'data.image_size' is 0: give a positive number")
+    size, levels = config.prior.image_size or config.data.image_size, len(config.prior.widths)
+    key = "prior.image_size" if config.prior.image_size else "data.image_size"
     if size % (2**levels):
-        raise ConfigError(
-            f"config key 'data.image_size' is {size}: it must be divisible by {2**levels}, 2 ** len(prior.widths)"
-        )
+        raise ConfigError(f"config key '{key}' is {size}: it must be divisible by {2**levels}, 2 ** len(prior.widths)")
     if size % config.prior.grid:
-        raise ConfigError(f"config key 'prior.grid' is {config.prior.grid}: it must divide data.image_size {size}")
-    if size % config.fusion.patch:
-        raise ConfigError(f"config key 'fusion.patch' is {config.fusion.patch}: it must divide the latent size {size}")
-    if config.fusion.hffm_variant == "default" and (size // config.fusion.patch) % config.prior.grid:
-        raise ConfigError(
-            f"config key 'prior.grid' is {config.prior.grid}: it must divide the {size // config.fusion.patch}"
-            " patches a side (data.image_size / fusion.patch)"
-        )
+        raise ConfigError(f"config key 'prior.grid' is {config.prior.grid}: it must divide {key} {size}")
+    _validate_latents(config)
     if config.fusion.width % config.fusion.heads:
         raise ConfigError(
             f"config key 'fusion.heads' is {config.fusion.heads}: it must divide fusion.width {config.fusion.width}"
@@ -311,6 +148,30 @@ def _validate_sizes(config: Config) -> None:
     if config.fusion.width % 4:
         raise ConfigError(
             f"config key 'fusion.width' is {config.fusion.width}: 2-D position embeddings need a multiple of 4"
+        )
+
+
+def _validate_latents(config: Config) -> None:
+    size, patch, grid = config.data.image_size, config.fusion.patch, config.prior.grid
+    c = config.autoencoder
+    if c.kind == "pixel" and (c.channels, c.factor) != (3, 1):
+        raise ConfigError(
+            f"config keys 'autoencoder.channels' and 'autoencoder.factor' are {c.channels} and {c.factor}: with"
+            " autoencoder.kind 'pixel' they must be 3 and 1"
+        )
+    factor = c.factor
+    if size % factor:
+        raise ConfigError(
+            f"config key 'data.image_size' is {size}: the autoencoder makes pictures {factor} times smaller, so it must"
+            f" be divisible by {factor}"
+        )
+    side = size // factor
+    if side % patch:
+        raise ConfigError(f"config key 'fusion.patch' is {patch}: it must divide the latent size {side}")
+    if config.fusion.hffm_variant == "default" and (side // patch) % grid:
+        raise ConfigError(
+            f"config key 'prior.grid' is {grid}: it must divide the {side // patch} patches a side"
+            " (latent size / fusion.patch)"
         )
 
 
@@ -329,6 +190,18 @@ def _validate_combinations(config: Config) -> None:
             f"config key 'sample.solver' is '{config.sample.solver}' with diffusion.objective"
             f" '{config.diffusion.objective}': use euler for flow and dpmpp_2m for epsilon or v"
         )
+    if bool(config.fusion.weights) != bool(config.fusion.lora.rank):
+        raise ConfigError(
+            f"config key 'fusion.lora.rank' is {config.fusion.lora.rank} with fusion.weights '{config.fusion.weights}':"
+            " an adapter needs weights to adapt and weights are trained by an adapter, so set both or neither"
+        )
+    _validate_given(config)
+    kind, path = config.autoencoder.kind, config.autoencoder.path
+    if kind != "pixel" and not (path and (pathlib.Path(path).exists() or re.fullmatch(r"[\w.-]+/[\w.-]+", path))):
+        raise ConfigError(
+            f"config key 'autoencoder.path' is '{path}' with autoencoder.kind '{kind}': name the file, folder or hub id"
+            " of its weights"
+        )
     if config.text_encoder.kind == "bert" and not config.text_encoder.path:
         raise ConfigError("config key 'text_encoder.path' is empty: name the folder or hub id of the BERT weights")
     if config.data.source == "kvasir_seg" and not config.data.root:
@@ -339,6 +212,31 @@ def _validate_combinations(config: Config) -> None:
         raise ConfigError(
             f"config key 'evaluate.readout' is 'phantom' for data.source '{config.data.source}': only phantom images"
             " can be read back from pixels, use 'segmentor'"
+        )
+
+
+def _validate_given(config: Config) -> None:
+    """Stages that are taken from files instead of being trained."""
+    hffm, adapter = config.fusion.hffm_weights, config.fusion.lora.weights
+    if bool(hffm) != bool(adapter):
+        raise ConfigError(
+            f"config key 'fusion.hffm_weights' is '{hffm}' and fusion.lora.weights '{adapter}': they were trained"
+            " together, so name both or neither"
+        )
+    if adapter and not config.fusion.weights:
+        raise ConfigError(
+            f"config key 'fusion.lora.weights' is '{adapter}' without fusion.weights: name the transformer that it"
+            " adapts"
+        )
+    if config.prior.weights and config.prior.variant != "reference":
+        raise ConfigError(
+            f"config key 'prior.weights' is '{config.prior.weights}' with prior.variant '{config.prior.variant}': only"
+            " the published SDNet can be taken from a file, so use the variant :reference"
+        )
+    if hffm and config.fusion.hffm_variant != "reference":
+        raise ConfigError(
+            f"config key 'fusion.hffm_weights' is '{hffm}' with fusion.hffm_variant '{config.fusion.hffm_variant}':"
+            " only the published fusion module can be taken from a file, so use the variant :reference"
         )
 
 

@@ -11,14 +11,14 @@ from absl import flags
 from ml_collections import config_flags
 
 MODES = ("run", "prepare", "train", "sample", "evaluate", "report", "export", "bench", "serve")
-PLANNED = ("export", "bench", "serve")
+PLANNED = ("bench", "serve")
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/phantom.py or configs/phantom.py:smoke."
 )
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<config name>.")
 _MODE = flags.DEFINE_enum("mode", "run", MODES, "What to do; run does everything, from where it was stopped.")
-_PROMPT = flags.DEFINE_string("prompt", "", "Text to draw in --mode=sample.")
+_PROMPT = flags.DEFINE_string("prompt", "", "Text to draw in --mode=sample, or in the example of --mode=export.")
 
 
 def main(argv: list[str]) -> int:

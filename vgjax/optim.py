@@ -8,7 +8,7 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
-from vgjax.config import Training
+from vgjax.schema import Training
 
 # Updates of a matrix get the root mean square that AdamW's have, so that both take the same learning rate
 # (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2).
@@ -39,7 +39,15 @@ def optimizer(config: Training) -> optax.GradientTransformation:
         )
     else:
         step = optax.adamw(rate, config.adam_b1, config.adam_b2, weight_decay=decay)
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), step) if config.clip_norm else step
+    return optax.chain(clipping(config), step) if config.clip_norm else step
+
+
+def clipping(config: Training) -> optax.GradientTransformation:
+    """Clips the global norm of all gradients, or of one part of the parameters."""
+    clip = optax.clip_by_global_norm(config.clip_norm)
+    if not config.clip_part:
+        return clip
+    return optax.masked(clip, lambda params: {name: name == config.clip_part for name in params})
 
 
 def inner_matrices(params: Any) -> Any:

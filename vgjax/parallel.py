@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from vgjax.config import ConfigError
-from vgjax.config import Mesh as MeshConfig
+from vgjax.schema import Mesh as MeshConfig
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))

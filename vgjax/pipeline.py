@@ -9,6 +9,7 @@ B batch, H W C image, g coarse grid, K anatomy factors, Z modality factors, D wi
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -17,18 +18,21 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vgjax.config import Config
+from vgjax.config import Config, ConfigError
 from vgjax.diffusion import guidance
 from vgjax.diffusion.process import Process
 from vgjax.diffusion.samplers import SOLVERS
 from vgjax.models.appearance import STATISTICS
-from vgjax.models.autoencoder import Autoencoder, make_autoencoder
+from vgjax.models.autoencoder import Autoencoder, KLAutoencoder, PixelAutoencoder, TinyAutoencoder
 from vgjax.models.disentangler import TextDisentangler
 from vgjax.models.dit import DiT
 from vgjax.models.factor_prior import FactorPrior
 from vgjax.models.hffm import FactorFusion, ReferenceFusion
+from vgjax.models.lora import Adapter
 from vgjax.models.prior import PriorOutput, SDNet
+from vgjax.schema import Autoencoder as AutoencoderConfig
 from vgjax.types import Factors, Tokens
+from vgjax.weights import autoencoders, from_torch
 
 
 class Model(NamedTuple):
@@ -95,25 +99,73 @@ def make_hffm(config: Config) -> FactorFusion | ReferenceFusion:
 
 def make_dit(config: Config) -> DiT:
     """The denoising network of stage 3."""
-    c = config.fusion
+    c, autoencoder = config.fusion, config.autoencoder
     return DiT(
         width=c.width,
         depth=c.depth,
         heads=c.heads,
         patch=c.patch,
         mlp_ratio=c.mlp_ratio,
+        base_cells=c.position_cells,
+        interpolation=c.position_interpolation,
+        pixels_per_latent=autoencoder.factor if c.tell_size else 0,
         refine=c.refine,
         remat=c.remat,
         # Unrolled, small stacks run half as long again as fast on CPU; deep ones would compile for minutes.
         unroll=c.depth if c.depth <= 6 else 1,
-        out_channels=make_autoencoder(config.autoencoder).channels,
+        out_channels=autoencoder.channels * (1 + c.learn_sigma),
     )
+
+
+def make_adapter(config: Config) -> Adapter | None:
+    """The low-rank adapter that is trained in the place of the transformer, where the config asks for one."""
+    c = config.fusion.lora
+    return Adapter(c.rank, c.alpha, c.targets, c.rank_stabilised) if c.rank else None
+
+
+def load_autoencoder(config: Config) -> Autoencoder:
+    """The autoencoder that the config names; its weights are read once a process.
+
+    Raises:
+      ConfigError: the weights cannot be used, or their latents are not what the config says.
+    """
+    c, autoencoder = config.autoencoder, _load_autoencoder(config.autoencoder)
+    if (c.channels, c.factor) != (autoencoder.channels, autoencoder.factor):
+        raise ConfigError(
+            f"config keys 'autoencoder.channels' and 'autoencoder.factor' are {c.channels} and {c.factor}, but the"
+            f" weights '{c.path}' have {autoencoder.channels} and {autoencoder.factor}: set them so"
+        )
+    return autoencoder
+
+
+@functools.lru_cache(maxsize=2)
+def _load_autoencoder(config: AutoencoderConfig) -> Autoencoder:
+    if config.kind == "pixel":
+        return PixelAutoencoder()
+    load, wrapper = {
+        "kl": (autoencoders.load_kl, KLAutoencoder),
+        "tiny": (autoencoders.load_tiny, TinyAutoencoder),
+    }[config.kind]
+    tensors, values = load(config.path)
+    module, variables = from_torch(f"autoencoder_{config.kind}", tensors, values, where=config.path)
+    if module.image_channels != 3:
+        raise ConfigError(
+            f"config key 'autoencoder.path' names '{config.path}', made for {module.image_channels} colour channels:"
+            " name one made for 3"
+        )
+    return wrapper(module, variables)
 
 
 def make_process(config: Config) -> Process:
     """The diffusion process that training and samplers share."""
     c = config.diffusion
     return Process(c.objective, c.timesteps, c.beta_start, c.beta_end)
+
+
+def latent_shape(config: Config) -> tuple[int, int, int]:
+    """Height, width and channels of what the transformer works on."""
+    side = config.data.image_size // config.autoencoder.factor
+    return side, side, config.autoencoder.channels
 
 
 # ---------------------------------------------------------------- pixels
@@ -131,6 +183,25 @@ def to_unit_range(image_BHWC: jax.Array, intensity: str) -> jax.Array:
         return x / 127.5 - 1.0
     low, high = x.min(axis=(1, 2, 3), keepdims=True), x.max(axis=(1, 2, 3), keepdims=True)
     return 2.0 * (x - low) / jnp.maximum(high - low, 1.0) - 1.0
+
+
+def prior_size(config: Config) -> int:
+    """Pixels a side at which stage 1 looks at pictures."""
+    return config.prior.image_size or config.data.image_size
+
+
+def prior_input(image_BHWC: jax.Array, config: Config) -> jax.Array:
+    """uint8 pictures -> what stage 1 sees: its size, [-1, 1]."""
+    x, size = to_unit_range(image_BHWC, config.data.intensity), prior_size(config)
+    return x if x.shape[1] == size else jax.image.resize(x, (len(x), size, size, x.shape[-1]), "linear")
+
+
+def prior_mask(mask_BHW: jax.Array, config: Config) -> jax.Array:
+    """Lesion masks, 0 or 1, at stage 1's size: a pixel is lesion where half of what it covers is."""
+    x, size = mask_BHW.astype(jnp.float32), prior_size(config)
+    if x.shape[1] == size:
+        return x
+    return (jax.image.resize(x, (len(x), size, size), "linear") > 0.5).astype(jnp.float32)
 
 
 # ---------------------------------------------------------------- stage 1: picture -> factors
@@ -212,7 +283,15 @@ def generate(
     noise_BHWC: jax.Array,
     config: Config,
 ) -> jax.Array:
-    """Pictures (B, H, W, C) in [-1, 1] that follow the factors, by guided sampling from `noise_BHWC`."""
+    """Pictures (B, H, W, 3) in [-1, 1] that follow the factors, by guided sampling from `noise_BHWC`."""
+    latents = sample_latents(hffm, dit, factors, noise_BHWC, config)
+    image = jnp.clip(autoencoder.decode(latents), -1.0, 1.0)
+    chex.assert_shape(image, (len(noise_BHWC), None, None, 3))
+    return image
+
+
+def sample_latents(hffm: Model, dit: Model, factors: Factors, noise_BHWC: jax.Array, config: Config) -> jax.Array:
+    """Latents, shaped as the noise, that follow the factors."""
     process, settings = make_process(config), config.sample
     terms = guidance.branches(settings.guidance_anatomy, settings.guidance_modality)
     count, batch = len(terms), len(noise_BHWC)
@@ -223,7 +302,4 @@ def generate(
         outputs = denoise(dit, process, jnp.concatenate([x_t] * count), jnp.concatenate([t_B] * count), tokens)
         return guidance.combine(outputs, terms)
 
-    latents = SOLVERS[settings.solver](process, guided, noise_BHWC, settings.steps)
-    image = jnp.clip(autoencoder.decode(latents), -1.0, 1.0)
-    chex.assert_shape(image, (batch, None, None, 3))
-    return image
+    return SOLVERS[settings.solver](process, guided, noise_BHWC, settings.steps)

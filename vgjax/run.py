@@ -11,11 +11,11 @@ from collections.abc import Callable
 import ml_collections
 
 from vgjax import config as configs
-from vgjax import parallel, sample
+from vgjax import export, parallel, sample
 from vgjax.config import Config, ConfigError
 from vgjax.data import prepare as preparation
 from vgjax.evaluation import evaluate as evaluation
-from vgjax.stages import fusion, prior, text
+from vgjax.stages import fusion, latents, prior, text
 from vgjax.stages.stage import Run
 from vgjax.train import check_batches, finished, train, write_json
 
@@ -74,16 +74,30 @@ def prepare(run: Run, prompt: str = "") -> None:
     """Writes the records."""
     counts = preparation.prepare(run.config, run.workdir / "records")
     logging.info("pictures: %s", ", ".join(f"{n} {split}" for split, n in counts.items()))
+    latents.write(run)
 
 
 def train_stages(run: Run, prompt: str = "") -> None:
     """Prepares, then trains what is not trained yet."""
+    check_weights(run)
     prepare(run)
     for name, stage in STAGES.items():
         if finished(run, name):
             logging.info("stage %s: finished before, skipped", name)
         else:  # made only now: it reads what the stage before it wrote
             train(run, stage.make(run))
+
+
+def check_weights(run: Run) -> None:
+    """Reads the files of weights that stages not yet trained will need: a fault must show before the first one's work.
+
+    Raises:
+      ConfigError: a file cannot be read, or does not fit the config.
+    """
+    checks = {"prior": prior.load_given, "text": text.load_given, "fusion": fusion.check}
+    for name, check in checks.items():
+        if not finished(run, name):
+            check(run.config)
 
 
 def evaluate(run: Run, prompt: str = "") -> None:
@@ -107,10 +121,20 @@ def run_all(run: Run, prompt: str = "") -> None:
 
 def draw(run: Run, prompt: str) -> None:
     """Draws pictures of one prompt."""
-    if not run.export("fusion").exists():
-        raise ConfigError(f"workdir {run.workdir} holds no trained model: run --mode=train first")
+    _need_trained(run)
     for path in sample.sample_prompt(run, prompt):
         logging.info("wrote %s", path)
+
+
+def write_export(run: Run, prompt: str) -> None:
+    """Writes what diffusers and peft read."""
+    _need_trained(run)
+    logging.info("wrote %s", export.export(run, prompt))
+
+
+def _need_trained(run: Run) -> None:
+    if not finished(run, "fusion"):
+        raise ConfigError(f"workdir {run.workdir} holds no trained model: run --mode=train first")
 
 
 MODES: dict[str, Callable[[Run, str], None]] = {
@@ -120,4 +144,5 @@ MODES: dict[str, Callable[[Run, str], None]] = {
     "sample": draw,
     "evaluate": evaluate,
     "report": report,
+    "export": write_export,
 }

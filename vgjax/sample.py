@@ -13,10 +13,9 @@ import numpy as np
 from PIL import Image
 
 from vgjax import checkpoint, parallel, pipeline
-from vgjax.models.autoencoder import make_autoencoder
-from vgjax.models.text_encoder import make_text_encoder
 from vgjax.stages import fusion
 from vgjax.stages.stage import Run
+from vgjax.text import load_text_encoder
 from vgjax.types import Factors
 
 
@@ -26,23 +25,21 @@ class Sampler:
     def __init__(self, run: Run):
         config = run.config
         self._run = run
-        c = config.text_encoder
-        self._encode = make_text_encoder(c.kind, c.width, c.path, c.max_length)
+        self._encode = load_text_encoder(config.text_encoder)
         self._disentangler = pipeline.Model(
             pipeline.make_disentangler(config), checkpoint.load_export(run.export("text"))
         )
         hffm, dit = fusion.load_models(run)
-        autoencoder = make_autoencoder(config.autoencoder)
-        side = config.data.image_size // autoencoder.factor
-        shape = (side, side, autoencoder.channels)
+        autoencoder = pipeline.load_autoencoder(config)
+        shape = pipeline.latent_shape(config)
 
         def draw(variables, factors: Factors, seeds_B: jax.Array) -> jax.Array:
             noise = jax.vmap(lambda seed: jax.random.normal(jax.random.key(seed), shape))(seeds_B)
             models = (pipeline.Model(hffm.module, variables[0]), pipeline.Model(dit.module, variables[1]))
-            image = pipeline.generate(*models, autoencoder, factors, noise, config)
+            image = pipeline.generate(*models, variables[2], factors, noise, config)
             return jnp.round((image + 1.0) * 127.5).astype(jnp.uint8)
 
-        self._variables = jax.device_put((hffm.variables, dit.variables), parallel.replicated(run.mesh))
+        self._variables = jax.device_put((hffm.variables, dit.variables, autoencoder), parallel.replicated(run.mesh))
         self._draw = jax.jit(draw)
 
     def factors(self, texts: Sequence[str]) -> Factors:

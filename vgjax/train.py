@@ -46,7 +46,7 @@ def train_step(
 
 def finished(run: Run, stage: str) -> bool:
     """Whether the stage was trained to its end."""
-    return run.export(stage).with_name("done.json").exists()
+    return run.done(stage).exists()
 
 
 def train(run: Run, stage: Stage) -> Any:
@@ -55,6 +55,8 @@ def train(run: Run, stage: Stage) -> Any:
     Raises:
       FloatingPointError: the loss is not finite.
     """
+    if stage.given:
+        return _export(run, stage, *stage.given, step=0, wall_s=0.0)
     folder, c, seed = run.workdir / "stages" / stage.name, stage.training, run.config.seed
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
@@ -66,7 +68,7 @@ def train(run: Run, stage: Stage) -> Any:
     shapes = jax.eval_shape(create_state, key)
     places = parallel.shardings(shapes, run.mesh)
     placed = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, places)
-    frozen = jax.device_put(stage.frozen, parallel.replicated(run.mesh))
+    frozen = jax.device_put(stage.frozen, parallel.shardings(stage.frozen, run.mesh))
 
     # ---- data and step
     data = training_batches(stage.source("train"), stage.to_example, c.batch_size // jax.process_count(), seed)
@@ -101,15 +103,17 @@ def train(run: Run, stage: Stage) -> Any:
         if best != step:
             state, _ = saved.restore(best, placed)
     data.close()
-    return _export(run, stage, state, best, time.monotonic() - started + log.seconds_before)
+    wall_s = time.monotonic() - started + log.seconds_before
+    return _export(run, stage, final_params(state), state.model_state, best, wall_s)
 
 
-def _export(run: Run, stage: Stage, state: TrainState, step: int, wall_s: float) -> Any:
-    """Finishes the stage, writes its variables, and only then marks it done."""
-    exported = jax.tree.map(np.asarray, stage.finish(*jax.device_get((final_params(state), state.model_state))))
+def _export(run: Run, stage: Stage, params: Any, model_state: Any, step: int, wall_s: float) -> Any:
+    """Finishes the stage, writes its variables, and only then that it is done."""
+    exported = jax.tree.map(np.asarray, stage.finish(*jax.device_get((params, model_state))))
+    run.export(stage.name).parent.mkdir(parents=True, exist_ok=True)
     checkpoint.save_export(run.export(stage.name), exported)
     record = {"fingerprint": fingerprint(exported), "step": step, "wall_s": wall_s, "peak_rss_mb": peak_rss_mb()}
-    write_json(run.export(stage.name).with_name("done.json"), record)
+    write_json(run.done(stage.name), record)
     return exported
 
 

@@ -6,27 +6,28 @@ import hashlib
 import json
 import logging
 import pathlib
+import re
 from collections.abc import Iterator
 
 import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
-from vgjax.config import Config
+from vgjax.config import Config, ConfigError
 from vgjax.data import records
 from vgjax.data.sources import kvasir_seg, phantom
-from vgjax.models.text_encoder import make_text_encoder
+from vgjax.text import load_text_encoder
 from vgjax.types import SPLITS, Item
 
 EMBED_BATCH = 256
+SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
 
 
 def check(config: Config) -> None:
     """Raises ConfigError where the source cannot be read; looks at the layout only."""
     if config.data.source == "kvasir_seg":
         kvasir_seg.check(config.data.root)
-    c = config.text_encoder
-    make_text_encoder(c.kind, c.width, c.path, c.max_length)
+    load_text_encoder(config.text_encoder)
 
 
 def _items(config: Config, skipped: list[tuple[str, str]]) -> Iterator[Item]:
@@ -65,6 +66,7 @@ def prepare(config: Config, folder: pathlib.Path) -> dict[str, int]:
     for item in tqdm(_items(config, skipped), desc="reading pictures", unit="image", mininterval=1.0):
         image, mask = resize(item.image, item.mask, config.data.image_size)
         by_split[item.split].append(_controlled(item, image, mask, config))
+    _check_mirroring(config, by_split)
     if config.data.shuffle_captions:
         by_split = {split: _shuffled(items, config.seed) for split, items in by_split.items()}
     counts = {split: _write(split, items, config, folder) for split, items in by_split.items()}
@@ -80,6 +82,17 @@ def prepare(config: Config, folder: pathlib.Path) -> dict[str, int]:
     part.write_text(json.dumps(content, indent=1))
     part.replace(manifest)
     return counts
+
+
+def _check_mirroring(config: Config, by_split: dict[str, list[Item]]) -> None:
+    """A mirrored picture would contradict a caption that tells the sides apart; ConfigError."""
+    captions = [item.caption for split in ("train", "validation") for item in by_split[split]]
+    sided = sum(bool(SIDES.search(caption)) for caption in captions)
+    if config.fusion.flip and sided:
+        raise ConfigError(
+            f"config key 'fusion.flip' is True, but {sided} of {len(captions)} captions say left or right: set it to"
+            " False"
+        )
 
 
 def _controlled(item: Item, image: np.ndarray, mask: np.ndarray, config: Config) -> Item:
@@ -104,8 +117,7 @@ def _shuffled(items: list[Item], seed: int) -> list[Item]:
 
 
 def _write(split: str, items: list[Item], config: Config, folder: pathlib.Path) -> int:
-    c = config.text_encoder
-    encoder = make_text_encoder(c.kind, c.width, c.path, c.max_length)
+    encoder = load_text_encoder(config.text_encoder)
     rows = (
         {
             "id": item.id,

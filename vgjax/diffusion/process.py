@@ -52,7 +52,7 @@ class Process:
         """alpha and sigma at times t, each (B,)."""
         if self.objective == "flow":
             return 1.0 - t_B, t_B
-        alpha_bar = jnp.asarray(self.alphas_bar, jnp.float32)[t_B.astype(jnp.int32)]
+        alpha_bar = jnp.asarray(self.alphas_bar, t_B.dtype)[t_B.astype(jnp.int32)]
         return jnp.sqrt(alpha_bar), jnp.sqrt(1.0 - alpha_bar)
 
     def network_time(self, t_B: jax.Array) -> jax.Array:

@@ -140,7 +140,7 @@ def _all_channels(reader: Reader) -> dict[str, str]:
 
 
 def _done(run: Run, stage: str) -> dict[str, Any]:
-    return json.loads((run.workdir / "stages" / stage / "done.json").read_text())
+    return json.loads(run.done(stage).read_text())
 
 
 def _stage_metrics(run: Run) -> dict[str, float]:

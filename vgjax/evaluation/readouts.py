@@ -42,8 +42,7 @@ class PriorView:
     def __init__(self, run: Run):
         variables = checkpoint.load_export(run.export("prior"))
         prior = pipeline.Model(pipeline.make_prior(run.config), variables)
-        intensity = run.config.data.intensity
-        self._apply = jax.jit(lambda image: pipeline.take_apart(prior, pipeline.to_unit_range(image, intensity)))
+        self._apply = jax.jit(lambda image: pipeline.take_apart(prior, pipeline.prior_input(image, run.config)))
 
     def __call__(self, pictures: np.ndarray, batch: int = 32) -> dict[str, np.ndarray]:
         """anatomy (N, H, W, K), lesion (N, H, W) probability, reconstruction (N, H, W, 3) uint8."""

@@ -1,13 +1,17 @@
-"""Between pictures and the latents that the transformer works on, behind one interface."""
+"""Between pictures and the latents that the transformer works on, behind one interface.
+
+An autoencoder is a pytree whose leaves are its weights, so that compiled functions take it as an argument.
+"""
 
 from __future__ import annotations
 
-import dataclasses
-from typing import Protocol
+from typing import Any, Protocol
 
 import jax
+from flax import struct
 
-from vgjax.config import Autoencoder as AutoencoderConfig
+from vgjax.models.autoencoder_kl import AutoencoderKL
+from vgjax.models.autoencoder_tiny import AutoencoderTiny
 
 
 class Autoencoder(Protocol):
@@ -24,13 +28,13 @@ class Autoencoder(Protocol):
     def decode(self, latents_BHWC: jax.Array) -> jax.Array: ...
 
 
-@dataclasses.dataclass(frozen=True)
+@struct.dataclass
 class PixelAutoencoder:
     """None: the latents are the pictures, doubled, since pictures seldom fill their range."""
 
-    channels: int = 3
-    factor: int = 1
-    scale: float = 2.0
+    channels: int = struct.field(pytree_node=False, default=3)
+    factor: int = struct.field(pytree_node=False, default=1)
+    scale: float = struct.field(pytree_node=False, default=2.0)
 
     def encode(self, image_BHWC: jax.Array) -> jax.Array:
         return image_BHWC * self.scale
@@ -39,6 +43,55 @@ class PixelAutoencoder:
         return latents_BHWC / self.scale
 
 
-def make_autoencoder(config: AutoencoderConfig) -> Autoencoder:
-    """The autoencoder that the config names."""
-    return {"pixel": PixelAutoencoder}[config.kind]()
+def _apply(coder: KLAutoencoder | TinyAutoencoder, method: str, x: jax.Array) -> Any:
+    return coder.module.apply(coder.variables, x, method=method)
+
+
+@struct.dataclass
+class KLAutoencoder:
+    """That of latent diffusion: the mean of its Gaussian, brought to unit variance by the weights' own scale."""
+
+    module: AutoencoderKL = struct.field(pytree_node=False)
+    variables: Any
+
+    @property
+    def channels(self) -> int:
+        """Channels of the latents."""
+        return self.module.latent_channels
+
+    @property
+    def factor(self) -> int:
+        """Picture pixels a latent pixel, along one side."""
+        return self.module.factor
+
+    def encode(self, image_BHWC: jax.Array) -> jax.Array:
+        mean, _ = _apply(self, "encode", image_BHWC)
+        return (mean - self.module.shift_factor) * self.module.scaling_factor
+
+    def decode(self, latents_BHWC: jax.Array) -> jax.Array:
+        raw = latents_BHWC / self.module.scaling_factor + self.module.shift_factor
+        return _apply(self, "decode", raw)
+
+
+@struct.dataclass
+class TinyAutoencoder:
+    """One of the TAESD family, whose latents have about unit scale as they are."""
+
+    module: AutoencoderTiny = struct.field(pytree_node=False)
+    variables: Any
+
+    @property
+    def channels(self) -> int:
+        """Channels of the latents."""
+        return self.module.latent_channels
+
+    @property
+    def factor(self) -> int:
+        """Picture pixels a latent pixel, along one side."""
+        return self.module.factor
+
+    def encode(self, image_BHWC: jax.Array) -> jax.Array:
+        return _apply(self, "encode", image_BHWC)
+
+    def decode(self, latents_BHWC: jax.Array) -> jax.Array:
+        return _apply(self, "decode", latents_BHWC)

@@ -1,22 +1,19 @@
-"""BERT (Devlin et al. 2019) and DistilBERT (Sanh et al. 2019) encoders, and their published weights in Flax.
+"""BERT (Devlin et al. 2019) and DistilBERT (Sanh et al. 2019) encoders.
 
 The two differ in names and in the segment embedding that DistilBERT lacks; the arithmetic is the same, so one module
-serves both. Weights come in the safetensors layout of the Hugging Face hub; each of their keys is accounted for.
+serves both.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import chex
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
-from flax import traverse_util
 
 from vgjax.config import ConfigError
 
@@ -51,44 +48,6 @@ _CONFIG_KEYS: dict[str, dict[str, str | float]] = {
         "epsilon": 1e-12,
     },
 }
-
-# Our name -> the checkpoint's, inside one layer.
-_LAYER_NAMES = {
-    "bert": {
-        "query": "attention.self.query",
-        "key": "attention.self.key",
-        "value": "attention.self.value",
-        "attention_out": "attention.output.dense",
-        "attention_norm": "attention.output.LayerNorm",
-        "mlp_in": "intermediate.dense",
-        "mlp_out": "output.dense",
-        "mlp_norm": "output.LayerNorm",
-    },
-    "distilbert": {
-        "query": "attention.q_lin",
-        "key": "attention.k_lin",
-        "value": "attention.v_lin",
-        "attention_out": "attention.out_lin",
-        "attention_norm": "sa_layer_norm",
-        "mlp_in": "ffn.lin1",
-        "mlp_out": "ffn.lin2",
-        "mlp_norm": "output_layer_norm",
-    },
-}
-_LAYER_PREFIX = {"bert": "encoder.layer", "distilbert": "transformer.layer"}
-_EMBEDDING_NAMES = {
-    "word": "embeddings.word_embeddings",
-    "position": "embeddings.position_embeddings",
-    "segment": "embeddings.token_type_embeddings",
-    "norm": "embeddings.LayerNorm",
-}
-_LEAF_NAMES = {"kernel": "weight", "bias": "bias", "scale": "weight", "embedding": "weight"}
-
-# Heads that sit on top of the encoder, and a buffer that is a mere range: not read, and no sign of a wrong file.
-_IGNORED = re.compile(
-    r"pooler\.|cls\.|classifier\.|pre_classifier\.|qa_outputs\.|embeddings\.(position_ids|token_type_ids)$"
-    r"|vocab_(transform|layer_norm|projector)\."
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -125,14 +84,14 @@ def config_from_json(values: Mapping[str, Any], where: str) -> BertConfig:
 
     Args:
       values: the parsed file.
-      where: its path, for messages.
+      where: what it is called, for messages.
 
     Raises:
       ConfigError: another architecture, a missing key, or a variant that is not built here.
     """
-    kind, problem = values.get("model_type"), f"config key 'text_encoder.path': '{where}'"
+    kind = values.get("model_type")
     if kind not in _CONFIG_KEYS:
-        raise ConfigError(f"{problem} has model_type {kind!r}: name a bert or distilbert model")
+        raise ConfigError(f"{where} has model_type {kind!r}: name a bert or distilbert model")
     keys = _CONFIG_KEYS[kind]
     unusable = [
         key
@@ -140,18 +99,18 @@ def config_from_json(values: Mapping[str, Any], where: str) -> BertConfig:
         if isinstance(key, str) and not isinstance(values.get(key), str if field == "activation" else int | float)
     ]
     if unusable:
-        raise ConfigError(f"{problem} gives no usable {', '.join(unusable)}: fetch the model's original config.json")
+        raise ConfigError(f"{where} gives no usable {', '.join(unusable)}: fetch the model's original config.json")
     fields: dict[str, Any] = {field: values[key] if isinstance(key, str) else key for field, key in keys.items()}
     config = BertConfig(kind=kind, **fields)
     if config.activation not in ACTIVATIONS:
         raise ConfigError(
-            f"{problem} asks for activation {config.activation!r}: name a model with one of {', '.join(ACTIVATIONS)}"
+            f"{where} asks for activation {config.activation!r}: name a model with one of {', '.join(ACTIVATIONS)}"
         )
     positions = values.get("position_embedding_type", "absolute")
     if positions != "absolute":
-        raise ConfigError(f"{problem} has position_embedding_type {positions!r}: name a model with absolute positions")
+        raise ConfigError(f"{where} has position_embedding_type {positions!r}: name a model with absolute positions")
     if config.heads < 1 or config.width % config.heads:
-        raise ConfigError(f"{problem}: {config.heads} heads do not divide the width {config.width}: fetch it again")
+        raise ConfigError(f"{where}: {config.heads} heads do not divide the width {config.width}: fetch it again")
     return config
 
 
@@ -212,59 +171,3 @@ def mean_pool(hidden_BLD: chex.Array, mask_BL: chex.Array) -> chex.Array:
     """Mean of the hidden states over the attention mask, (B, D); zeros for a row without tokens."""
     weight_BL1 = mask_BL[..., None].astype(hidden_BLD.dtype)
     return (hidden_BLD * weight_BL1).sum(axis=1) / jnp.maximum(weight_BL1.sum(axis=1), 1)
-
-
-def import_weights(tensors: Mapping[str, np.ndarray], config: BertConfig, where: str) -> dict[str, Any]:
-    """Parameters of `Bert` from a checkpoint's tensors, in float32.
-
-    A prefix of the model's kind ("bert.") and the old names of the layer norms' parameters (gamma, beta) are
-    understood; heads on top of the encoder are left out.
-
-    Args:
-      tensors: by their names in the checkpoint.
-      config: sizes to expect.
-      where: the checkpoint's path, for messages.
-
-    Raises:
-      ConfigError: listing every tensor that is missing, unexpected or of the wrong shape.
-    """
-    rest = {_plain_name(name, config.kind): tensor for name, tensor in tensors.items()}
-    shapes = jax.eval_shape(Bert(config).init, jax.random.key(0), jnp.zeros((1, 2), int), jnp.ones((1, 2), bool))
-    params, errors = {}, []
-    for path, leaf in traverse_util.flatten_dict(shapes["params"]).items():
-        scanned = path[0] == "layers"
-        expected = leaf.shape[1:] if scanned else leaf.shape
-        parts = []
-        for name in _names(path, config):
-            if name not in rest:
-                errors.append(f"{name} is missing")
-                continue
-            tensor = np.asarray(rest.pop(name), np.float32)
-            part = tensor.T if path[-1] == "kernel" else tensor
-            if part.shape != expected:
-                wanted = expected[::-1] if path[-1] == "kernel" else expected
-                errors.append(f"{name} has shape {tensor.shape} instead of {wanted}")
-            parts.append(part)
-        if not errors:
-            params[path] = jnp.asarray(np.stack(parts) if scanned else parts[0])
-    errors += [f"{name} is unexpected" for name in sorted(rest) if not _IGNORED.match(name)]
-    if errors:
-        raise ConfigError(
-            f"config key 'text_encoder.path': '{where}' does not fit its config.json ({'; '.join(errors)}): fetch both"
-            f" files of one {config.kind} model"
-        )
-    return traverse_util.unflatten_dict(params)
-
-
-def _plain_name(name: str, kind: str) -> str:
-    name = name.removeprefix(f"{kind}.")
-    return re.sub(r"\.beta$", ".bias", re.sub(r"\.gamma$", ".weight", name))
-
-
-def _names(path: tuple[str, ...], config: BertConfig) -> list[str]:
-    """The checkpoint's names of a parameter of ours: one a layer where layers are stacked."""
-    leaf = _LEAF_NAMES[path[-1]]
-    if path[0] != "layers":
-        return [f"{_EMBEDDING_NAMES[path[0]]}.{leaf}"]
-    module = _LAYER_NAMES[config.kind][path[1]]
-    return [f"{_LAYER_PREFIX[config.kind]}.{layer}.{module}.{leaf}" for layer in range(config.depth)]

@@ -10,17 +10,32 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgjax.models.layers import plain_layer_norm
+from vgjax.models.layers import attention, plain_layer_norm
+from vgjax.models.lora import COLLECTION, Dense, PatchConv
 from vgjax.models.refine import Refine, spread
 from vgjax.types import Tokens
 
 
-def sincos_positions(side: int, width: int) -> np.ndarray:
-    """Fixed 2-D sine-cosine position embeddings, (side * side, width): first half for x, second half for y."""
+def sincos_positions(
+    height: int, width_cells: int, width: int, base: int = 0, interpolation: float = 1.0
+) -> np.ndarray:
+    """Fixed 2-D sine-cosine position embeddings, (height * width_cells, width): first half for x, second half for y.
+
+    Args:
+      height, width_cells: patches along y and x.
+      width: D.
+      base: patches a side that the network was made for; another number of them is squeezed or stretched onto that
+        range. 0: as many as there are.
+      interpolation: further divisor of the coordinates (PixArt: 1 at 512 pixels, 2 at 1024).
+    """
     frequencies = 1.0 / 10000 ** (np.arange(width // 4, dtype=np.float64) / (width // 4))
-    angles = np.arange(side, dtype=np.float64)[:, None] * frequencies
-    line = np.concatenate([np.sin(angles), np.cos(angles)], axis=1)  # (side, width / 2)
-    x, y = np.tile(line, (side, 1)), np.repeat(line, side, axis=0)
+
+    def line(cells: int) -> np.ndarray:
+        places = np.arange(cells, dtype=np.float64) * ((base or cells) / cells) / interpolation
+        angles = places[:, None] * frequencies
+        return np.concatenate([np.sin(angles), np.cos(angles)], axis=1)  # (cells, D / 2)
+
+    x, y = np.tile(line(width_cells), (height, 1)), np.repeat(line(height), width_cells, axis=0)
     return np.concatenate([x, y], axis=1).astype(np.float32)
 
 
@@ -40,12 +55,10 @@ class Attention(nn.Module):
     def __call__(self, x_BND: jax.Array, context_BLD: jax.Array, mask_BL: jax.Array | None = None) -> jax.Array:
         width = x_BND.shape[-1]
         split = lambda y: y.reshape(*y.shape[:2], self.heads, width // self.heads)
-        q = split(nn.Dense(width, name="to_q")(x_BND))  # (B, N, heads, D / heads)
-        k = split(nn.Dense(width, name="to_k")(context_BLD))  # (B, L, heads, D / heads)
-        v = split(nn.Dense(width, name="to_v")(context_BLD))
-        mask = None if mask_BL is None else mask_BL[:, None, None, :].astype(bool)
-        out = jax.nn.dot_product_attention(q, k, v, mask=mask)
-        return nn.Dense(width, name="to_out")(out.reshape(x_BND.shape))
+        q = split(Dense(width, name="to_q")(x_BND))  # (B, N, heads, D / heads)
+        k = split(Dense(width, name="to_k")(context_BLD))  # (B, L, heads, D / heads)
+        v = split(Dense(width, name="to_v")(context_BLD))
+        return Dense(width, name="to_out")(attention(q, k, v, mask_BL).reshape(x_BND.shape))
 
 
 class Block(nn.Module):
@@ -64,8 +77,8 @@ class Block(nn.Module):
         x = x_BND + gate_a * Attention(self.heads, name="attn1")(y, y)
         x = x + Attention(self.heads, name="attn2")(x, context_BLD, mask_BL)
         y = plain_layer_norm(x) * (1 + scale_m) + shift_m
-        y = nn.Dense(int(width * self.mlp_ratio), name="ff_in")(y)
-        y = nn.Dense(width, name="ff_out")(nn.gelu(y, approximate=True))
+        y = Dense(int(width * self.mlp_ratio), name="ff_in")(y)
+        y = Dense(width, name="ff_out")(nn.gelu(y, approximate=True))
         return x + gate_m * y, None
 
 
@@ -74,6 +87,9 @@ class DiT(nn.Module):
 
     Attributes:
       out_channels: channels of the output (twice the input's where a variance is predicted as well).
+      base_cells: patches a side that the position embeddings were made for; 0: as many as there are.
+      interpolation: divisor of the positions (PixArt: 1 at 512 pixels, 2 at 1024).
+      pixels_per_latent: above 0, the network is also told height, width and aspect ratio in pixels (PixArt at 1024).
       refine: channels of the convolutions after the transformer; 0: none, as in PixArt.
       unroll: how many blocks of the scan are laid out one after another.
     """
@@ -84,6 +100,9 @@ class DiT(nn.Module):
     patch: int
     out_channels: int
     mlp_ratio: float = 4.0
+    base_cells: int = 0
+    interpolation: float = 1.0
+    pixels_per_latent: int = 0
     refine: int = 0
     remat: bool = False
     unroll: int = 1
@@ -91,35 +110,51 @@ class DiT(nn.Module):
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, t_B: jax.Array, tokens: Tokens) -> jax.Array:
         """Network output (B, H, W, out_channels) at noisy input x and times t in [0, 1000]."""
-        batch, side, width = x_BHWC.shape[0], x_BHWC.shape[1] // self.patch, self.width
-        t = nn.Dense(width, name="linear_1")(timestep_embedding(t_B).astype(x_BHWC.dtype))
-        t = nn.Dense(width, name="linear_2")(nn.silu(t))  # (B, D)
+        batch, height, cells, width = x_BHWC.shape[0], *(n // self.patch for n in x_BHWC.shape[1:3]), self.width
+        t = Dense(width, name="linear_1")(timestep_embedding(t_B).astype(x_BHWC.dtype))
+        t = Dense(width, name="linear_2")(nn.silu(t))  # (B, D)
+        if self.pixels_per_latent:
+            t = t + self._size_embedding(x_BHWC)
         if tokens.style_BD is not None:
             t = t + tokens.style_BD
-        modulation = nn.Dense(6 * width, name="adaln")(nn.silu(t)).reshape(batch, 6, width)
+        modulation = Dense(6 * width, name="adaln")(nn.silu(t)).reshape(batch, 6, width)
 
-        size = (self.patch, self.patch)
-        x = nn.Conv(width, size, strides=self.patch, padding="VALID", name="pos_embed_proj")(x_BHWC)  # (B, h, w, D)
+        x = PatchConv(width, self.patch, name="pos_embed_proj")(x_BHWC)  # (B, h, w, D)
         if tokens.spatial_BggD is not None:  # each coarse cell speaks to the patches it covers
-            repeat = side // tokens.spatial_BggD.shape[1]
+            repeat = height // tokens.spatial_BggD.shape[1]
             x = x + tokens.spatial_BggD.repeat(repeat, axis=1).repeat(repeat, axis=2)
-        x = x.reshape(batch, side * side, width) + sincos_positions(side, width)[None]  # (B, N, D)
-        context = nn.Dense(width, name="caption_1")(tokens.tokens_BND)
-        context = nn.Dense(width, name="caption_2")(nn.gelu(context, approximate=True))  # (B, L, D)
+        positions = sincos_positions(height, cells, width, self.base_cells, self.interpolation)
+        x = x.reshape(batch, height * cells, width) + positions[None].astype(x.dtype)  # (B, N, D)
+        context = Dense(width, name="caption_1")(tokens.tokens_BND)
+        context = Dense(width, name="caption_2")(nn.gelu(context, approximate=True))  # (B, L, D)
         x = self._blocks()(x, modulation, context, tokens.mask_BN)[0]
 
         table = self.param("scale_shift_table", nn.initializers.normal(width**-0.5), (2, width))
         shift, scale = jnp.split(table[None] + t[:, None], 2, axis=1)
-        x = (plain_layer_norm(x) * (1 + scale) + shift).reshape(batch, side, side, width)
-        x = nn.Dense(self.patch**2 * self.out_channels, kernel_init=nn.initializers.zeros, name="proj_out")(x)
+        x = (plain_layer_norm(x) * (1 + scale) + shift).reshape(batch, height, cells, width)
+        x = Dense(self.patch**2 * self.out_channels, nn.initializers.zeros, name="proj_out")(x)
         x = spread(x, self.patch)
         return Refine(self.refine, name="refine")(x, x_BHWC, nn.silu(t)) if self.refine else x
+
+    def _size_embedding(self, x_BHWC: jax.Array) -> jax.Array:
+        """Height, width and their ratio, each embedded in a third of the width: (B, D)."""
+        batch, height, width = x_BHWC.shape[:3]
+        sizes: dict[str, tuple[float, ...]] = {
+            "resolution": (height * self.pixels_per_latent, width * self.pixels_per_latent),
+            "aspect_ratio": (height / width,),
+        }
+        parts = []
+        for name, values in sizes.items():
+            part = timestep_embedding(jnp.asarray(values, jnp.float32)).astype(x_BHWC.dtype)  # (values, 256)
+            part = nn.silu(Dense(self.width // 3, name=f"{name}_1")(part))
+            parts.append(Dense(self.width // 3, name=f"{name}_2")(part).reshape(1, -1))
+        return jnp.concatenate(parts, axis=1).repeat(batch, axis=0)
 
     def _blocks(self) -> nn.Module:
         """All transformer blocks as one scan over stacked parameters."""
         return nn.scan(
             nn.remat(Block, prevent_cse=False) if self.remat else Block,
-            variable_axes={"params": 0},
+            variable_axes={"params": 0, COLLECTION: 0},
             split_rngs={"params": True},
             in_axes=(nn.broadcast,) * 3,
             length=self.depth,

@@ -28,7 +28,8 @@ class ReferenceFusion(nn.Module):
         columns = []
         for i, (name, x) in enumerate((("anatomy", factors.pooled()), ("modality", factors.modality_BZ))):
             init = nn.initializers.xavier_uniform()
-            x = nn.LayerNorm(epsilon=1e-6, name=f"norm_{name[0]}")(x.astype(jnp.float32))
+            x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+            x = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name=f"norm_{name[0]}")(x)
             x = nn.gelu(nn.Dense(self.hidden, kernel_init=init, name=f"{name}_proj_0")(x), approximate=False)
             x = nn.Dense(self.token_width, kernel_init=init, name=f"{name}_proj_2")(x) + embeddings[None, i]
             columns.append(x * keep[i][:, None])

@@ -122,6 +122,22 @@ def plain_layer_norm(x: chex.Array) -> chex.Array:
     return centred * jax.lax.rsqrt(jnp.square(centred).mean(axis=-1, keepdims=True) + 1e-6)
 
 
+def attention(q_BNhd: chex.Array, k_BLhd: chex.Array, v_BLhd: chex.Array, mask_BL: chex.Array | None) -> chex.Array:
+    """Scaled dot-product attention (Vaswani et al. 2017, eq. 1), (B, N, heads, d).
+
+    The softmax runs in float32 at least; unlike `jax.nn.dot_product_attention`'s it stays in float64 for float64
+    inputs, which comparisons with other implementations need.
+
+    Args:
+      mask_BL: False for keys that nobody may look at; None: all are looked at.
+    """
+    logits = jnp.einsum("bnhd,blhd->bhnl", q_BNhd, k_BLhd) * q_BNhd.shape[-1] ** -0.5
+    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    if mask_BL is not None:
+        logits = jnp.where(mask_BL[:, None, None].astype(bool), logits, jnp.finfo(logits.dtype).min)
+    return jnp.einsum("bhnl,blhd->bnhd", jax.nn.softmax(logits).astype(v_BLhd.dtype), v_BLhd)
+
+
 def max_pool_2x2(x_BHWC: chex.Array) -> chex.Array:
     """Maximum over disjoint 2x2 windows: (B, H, W, C) -> (B, H/2, W/2, C). Among equals the first gets the gradient."""
     return nn.max_pool(x_BHWC, window_shape=(2, 2), strides=(2, 2))

@@ -8,13 +8,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgjax import checkpoint, losses, pipeline
-from vgjax.config import Config
+from vgjax import checkpoint, losses, pipeline, weights
+from vgjax.config import Config, ConfigError
 from vgjax.data import records
-from vgjax.models.autoencoder import make_autoencoder
-from vgjax.stages import text
+from vgjax.models import lora
+from vgjax.models.autoencoder import PixelAutoencoder
+from vgjax.stages import latents, text
 from vgjax.stages.stage import Run, Stage, Terms
 from vgjax.types import Factors
+from vgjax.weights import adapters
 
 # A feature of the factors (a grid cell of a map, say) joins in if text predicts it on validation pictures at all.
 FEATURE_SIGMAS = 2.0
@@ -28,8 +30,9 @@ class Denoising:
     def __init__(self, config: Config):
         self.config = config
         self.hffm, self.dit = pipeline.make_hffm(config), pipeline.make_dit(config)
+        self.adapter = pipeline.make_adapter(config)
         self.disentangler = pipeline.make_disentangler(config)
-        self.process, self.autoencoder = pipeline.make_process(config), make_autoencoder(config.autoencoder)
+        self.process = pipeline.make_process(config)
 
     def factors(self, frozen: Any, embedding_BD: jax.Array) -> Factors:
         """What stage 2 reads from text embeddings."""
@@ -41,21 +44,39 @@ class Denoising:
         basis = {"basis": frozen["basis"]} if frozen["basis"] else {}
         return pipeline.Model(self.hffm, {"params": params["hffm"], **basis})
 
+    def dit_model(self, params: Any, frozen: Any) -> pipeline.Model:
+        """The transformer: trained whole, or frozen with a trained adapter beside it."""
+        if not self.adapter:
+            return pipeline.Model(self.dit, {"params": params["dit"]})
+        adapter = lora.scaled(params["lora"], self.adapter.scale)
+        return pipeline.Model(self.dit, {"params": frozen["dit"], lora.COLLECTION: adapter})
+
     def init(self, frozen: Any, key: jax.Array) -> dict[str, Any]:
-        """Parameters of HFFM and transformer."""
+        """Parameters of HFFM and of the transformer or its adapter."""
         keys = jax.random.split(key)
         factors = self.factors(frozen, jnp.zeros((2, self.config.text_encoder.width)))
         params = {"hffm": self.hffm.init(keys[0], factors, (jnp.ones(2, bool),) * 2)["params"]}
+        if self.adapter:
+            return {**params, "lora": lora.init(keys[1], frozen["dit"], self.adapter, adapters.torch_module)}
         tokens = pipeline.condition_tokens(self.hffm_model(params, frozen), factors)
-        side = self.config.data.image_size // self.autoencoder.factor
-        x = jnp.zeros((2, side, side, self.autoencoder.channels))
+        x = jnp.zeros((2, *pipeline.latent_shape(self.config)))
         return {**params, "dit": self.dit.init(keys[1], x, jnp.zeros(2), tokens)["params"]}
+
+    def latents(self, batch: dict[str, jax.Array], key: jax.Array | None) -> jax.Array:
+        """What the autoencoder makes of the pictures, (B, h, w, c); with a key, of either view of each at random."""
+        if "latents" in batch:
+            views_BVhwc = batch["latents"].astype(jnp.float32)
+        else:
+            views_BVhwc = latents.views(PixelAutoencoder(), batch["image"], self.config)
+        if key is None or not self.config.fusion.flip:
+            return views_BVhwc[:, 0]
+        mirrored_B = jax.random.bernoulli(jax.random.fold_in(key, 5), 0.5, (len(views_BVhwc),))
+        return jnp.where(mirrored_B[:, None, None, None], views_BVhwc[:, 1], views_BVhwc[:, 0])
 
     def errors(self, params: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array, train: bool) -> jax.Array:
         """Squared error of the network's output at random times, (B,)."""
         c, keys = self.config.fusion, jax.random.split(key, 5)
-        image = pipeline.to_unit_range(batch["image"], self.config.data.intensity)
-        latents, size = self.autoencoder.encode(image), len(image)
+        x_0, size = self.latents(batch, key if train else None), len(batch["embedding"])
         keep, noise_key = None, None
         if train:
             kept = [~jax.random.bernoulli(k, c.condition_dropout, (size,)) for k in keys[:2]]
@@ -64,10 +85,10 @@ class Denoising:
         tokens = pipeline.condition_tokens(
             hffm, self.factors(frozen, batch["embedding"]), keep, noise_key, c.condition_noise
         )
-        t, noise = self.process.draw_time(keys[3], size), jax.random.normal(keys[4], latents.shape)
-        model = pipeline.Model(self.dit, {"params": params["dit"]})
-        output = pipeline.denoise(model, self.process, self.process.add_noise(latents, noise, t), t, tokens)
-        return losses.mse(output, self.process.target(latents, noise, t))
+        t, noise = self.process.draw_time(keys[3], size), jax.random.normal(keys[4], x_0.shape)
+        x_t = self.process.add_noise(x_0, noise, t)
+        output = pipeline.denoise(self.dit_model(params, frozen), self.process, x_t, t, tokens)
+        return losses.mse(output, self.process.target(x_0, noise, t))
 
 
 def make(run: Run) -> Stage:
@@ -76,6 +97,9 @@ def make(run: Run) -> Stage:
     functions, stage_two = Denoising(config), checkpoint.load_export(run.export("text"))
     basis = fit_basis(run, stage_two) if config.fusion.hffm_variant == "default" else {}
     frozen = {"text": stage_two, "basis": basis}
+    if functions.adapter:
+        frozen["dit"] = load_transformer(config)
+    given = load_given(config, frozen.get("dit"))
 
     def loss(params: Any, model_state: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array):
         return {"denoise": functions.errors(params, frozen, batch, key, train=True)}, {}
@@ -84,10 +108,12 @@ def make(run: Run) -> Stage:
         return {"score": functions.errors(params, frozen, batch, jax.random.key(0), train=False)}
 
     def to_example(row: dict[str, Any]) -> dict[str, np.ndarray]:
-        return {"image": records.from_png(row["image"]), "embedding": row["embedding"].astype(np.float32)}
+        picture = {"image": records.from_png(row["image"])} if "image" in row else {"latents": row["latents"]}
+        return {**picture, "embedding": row["embedding"].astype(np.float32)}
 
     def source(split: str) -> records.ZippedRecords:
-        return records.ZippedRecords([run.records(kind, split) for kind in ("images", "text")], ("image", "embedding"))
+        kind, field = ("images", "image") if config.autoencoder.kind == "pixel" else ("latents", "latents")
+        return records.ZippedRecords([run.records(k, split) for k in (kind, "text")], (field, "embedding"))
 
     return Stage(
         name="fusion",
@@ -101,6 +127,7 @@ def make(run: Run) -> Stage:
         source=source,
         to_example=to_example,
         finish=lambda params, model_state: {"params": params, "basis": basis},
+        given=(given, {}) if given else None,
     )
 
 
@@ -110,7 +137,86 @@ def load_models(run: Run) -> tuple[pipeline.Model, pipeline.Model]:
     params = variables.pop("params")
     basis = {"basis": variables["basis"]} if variables.get("basis") else {}
     hffm = pipeline.Model(pipeline.make_hffm(run.config), {"params": params["hffm"], **basis})
+    if adapter := pipeline.make_adapter(run.config):
+        params["dit"] = lora.merge(load_transformer(run.config), params["lora"], adapter.scale)
     return hffm, pipeline.Model(pipeline.make_dit(run.config), {"params": params["dit"]})
+
+
+# Attribute of the transformer -> the config key that decides it.
+SIZE_KEYS = {
+    "width": "width",
+    "depth": "depth",
+    "heads": "heads",
+    "patch": "patch",
+    "mlp_ratio": "mlp_ratio",
+    "out_channels": "learn_sigma",
+    "base_cells": "position_cells",
+    "interpolation": "position_interpolation",
+    "pixels_per_latent": "tell_size",
+}
+
+
+def load_transformer(config: Config) -> dict[str, Any]:
+    """Parameters of the transformer that config key `fusion.weights` names.
+
+    Raises:
+      ConfigError: the weights cannot be read, or are of another size than the config says.
+    """
+    source = config.fusion.weights
+    tensors, values = weights.load(source, "transformer")
+    found, variables = weights.from_torch("pixart", tensors, values, where=source)
+    wanted = pipeline.make_dit(config)
+    problems = [
+        f"fusion.{key} asks for {name} {getattr(wanted, name)} where the weights have {getattr(found, name)}"
+        for name, key in SIZE_KEYS.items()
+        if getattr(wanted, name) != getattr(found, name)
+    ]
+    token_width = variables["params"]["caption_1"]["kernel"].shape[0]
+    if token_width != config.fusion.token_width:
+        problems.append(f"fusion.token_width is {config.fusion.token_width} where the weights have {token_width}")
+    if problems:
+        raise ConfigError(f"config key 'fusion.weights' names '{source}', but {'; '.join(problems)}: set these keys so")
+    return variables["params"]
+
+
+def load_given(config: Config, transformer: Any) -> dict[str, Any] | None:
+    """Parameters of HFFM and adapter from the files that the config names in the place of training.
+
+    Args:
+      transformer: parameters of the transformer that the adapter is for.
+
+    Raises:
+      ConfigError: the files cannot be read, or are of other sizes than the config says.
+    """
+    c, adapter = config.fusion, pipeline.make_adapter(config)
+    if not c.hffm_weights or adapter is None:
+        return None
+    factors = Factors(
+        anatomy_BggK=jnp.zeros((1, config.prior.grid, config.prior.grid, pipeline.anatomy_channels(config))),
+        modality_BZ=jnp.zeros((1, config.prior.modality_factors)),
+    )
+    inputs = (factors, (jnp.ones(1, bool),) * 2)
+    hffm = weights.into(pipeline.make_hffm(config), inputs, "hffm", c.hffm_weights, "fusion.hffm_weights")
+    tensors, settings = weights.load(c.lora.weights)
+    if settings and adapters.adapter_from_config(settings, c.lora.weights).scale != adapter.scale:
+        raise ConfigError(
+            f"config key 'fusion.lora.alpha' is {c.lora.alpha} with rank {c.lora.rank}, but '{c.lora.weights}' was"
+            " trained with another scale: take rank, alpha and rank_stabilised from its adapter_config.json"
+        )
+    found = adapters.adapter_from_torch(tensors, transformer, c.lora.weights)
+    wanted = jax.eval_shape(lambda: lora.init(jax.random.key(0), transformer, adapter, adapters.torch_module))
+    if jax.tree.map(jnp.shape, found) != jax.tree.map(jnp.shape, wanted):
+        raise ConfigError(
+            f"config key 'fusion.lora.weights' names '{c.lora.weights}', which adapts other layers or has another rank"
+            " than fusion.lora.targets and fusion.lora.rank say: take both from its adapter_config.json"
+        )
+    return {"hffm": hffm["params"], "lora": found}
+
+
+def check(config: Config) -> None:
+    """Reads every file of weights that the stage will need; ConfigError where one cannot be used."""
+    pipeline.load_autoencoder(config)
+    load_given(config, load_transformer(config) if config.fusion.weights else None)
 
 
 def fit_basis(run: Run, stage_two: Any) -> dict[str, np.ndarray]:

@@ -9,11 +9,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from vgjax import losses, pipeline
+from vgjax.config import Config, ConfigError
 from vgjax.data import records
 from vgjax.data.loader import ordered_batches
 from vgjax.models import appearance, vgg
 from vgjax.stages.stage import Run, Stage, Terms
 from vgjax.types import Factors
+from vgjax.weights import WeightsError, from_torch, into, load
 
 EXTRACT_BATCH = 64
 
@@ -22,8 +24,8 @@ def make(run: Run) -> Stage:
     """The stage on this run's pictures and masks."""
     config, c = run.config, run.config.prior
     module = pipeline.make_prior(config)
-    size = config.data.image_size
-    features = vgg.load_features(c.vgg_path) if c.weight_perceptual else None
+    size = pipeline.prior_size(config)
+    features = load_features(c.vgg_path) if c.weight_perceptual else None
     weights = {
         "reconstruction": c.weight_l1,
         "kl": c.weight_kl,
@@ -39,8 +41,7 @@ def make(run: Run) -> Stage:
         return variables.pop("params"), variables
 
     def loss(params: Any, model_state: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array):
-        image = pipeline.to_unit_range(batch["image"], config.data.intensity)
-        lesion = batch["mask"].astype(jnp.float32)
+        image, lesion = pipeline.prior_input(batch["image"], config), pipeline.prior_mask(batch["mask"], config)
         if c.flip:
             image, lesion = mirror(jax.random.fold_in(key, 1), image, lesion)
         run_pass = _reference_pass if c.variant == "reference" else _default_pass
@@ -51,9 +52,9 @@ def make(run: Run) -> Stage:
         return terms, model_state
 
     def validate(params: Any, model_state: Any, frozen: Any, batch: dict[str, jax.Array]) -> Terms:
-        image = pipeline.to_unit_range(batch["image"], config.data.intensity)
+        image = pipeline.prior_input(batch["image"], config)
         output = pipeline.Model(module, {"params": params, **model_state})(image)
-        lesion, found = batch["mask"] > 0, output.segmentation_BHWS[..., 1] > 0.5
+        lesion, found = pipeline.prior_mask(batch["mask"], config) > 0, output.segmentation_BHWS[..., 1] > 0.5
         overlap = 2.0 * (lesion & found).sum((1, 2)) / jnp.maximum(lesion.sum((1, 2)) + found.sum((1, 2)), 1)
         empty = ~lesion.any((1, 2)) & ~found.any((1, 2))
         dice = jnp.where(empty, 1.0, overlap)
@@ -71,7 +72,35 @@ def make(run: Run) -> Stage:
         source=lambda split: records.ZippedRecords([run.records("images", split)], ("image", "mask")),
         to_example=decode_pixels,
         finish=lambda params, model_state: _finish(run, {"params": params, **model_state}),
+        given=load_given(config),
     )
+
+
+def load_given(config: Config) -> tuple[Any, Any] | None:
+    """Parameters and running statistics from the file that config key `prior.weights` names in the place of training.
+
+    Raises:
+      ConfigError: it cannot be read, or does not fit the config's sizes.
+    """
+    if not config.prior.weights:
+        return None
+    size = pipeline.prior_size(config)
+    inputs = (jnp.zeros((1, size, size, 3)),)
+    variables = into(pipeline.make_prior(config), inputs, "sdnet", config.prior.weights, "prior.weights")
+    return variables.pop("params"), variables
+
+
+def load_features(path: str) -> Any:
+    """Variables of the perceptual term's network, from torchvision's VGG-19.
+
+    Raises:
+      ConfigError: no file of weights, or those of something else.
+    """
+    try:
+        tensors, _ = load(path)
+        return from_torch("vgg19", tensors, where=f"'{path}', taken for torchvision's VGG-19")[1]
+    except WeightsError as error:
+        raise ConfigError(f"config key 'prior.vgg_path': {error}") from None
 
 
 def decode_pixels(row: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -142,7 +171,7 @@ def _finish(run: Run, variables: Any) -> Any:
         source = records.ZippedRecords([run.records("images", split)], ("image", "mask"))
         raw[split] = []
         for batch, valid in ordered_batches(source, decode_pixels, EXTRACT_BATCH):
-            factors = extract(pipeline.to_unit_range(jnp.asarray(batch["image"]), config.data.intensity))
+            factors = extract(pipeline.prior_input(jnp.asarray(batch["image"]), config))
             raw[split] += list(
                 zip(*(np.asarray(a)[:valid] for a in (factors.anatomy_BggK, factors.modality_BZ)), strict=True)
             )

@@ -10,8 +10,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from vgjax.config import Config, Training
 from vgjax.data.records import ZippedRecords
+from vgjax.schema import Config, Training
 
 Terms = dict[str, jax.Array]
 
@@ -38,6 +38,10 @@ class Run:
         """The stage's final variables."""
         return self.workdir / "stages" / stage / "export.safetensors"
 
+    def done(self, stage: str) -> pathlib.Path:
+        """Written when a stage was trained to its end: fingerprint, step, seconds, memory."""
+        return self.workdir / "stages" / stage / "done.json"
+
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
@@ -55,6 +59,7 @@ class Stage:
       source: split -> rows.
       to_example: row -> arrays of one example.
       finish: (params, model_state) -> exported variables; writes what later stages read.
+      given: (params, model_state) from elsewhere, finished as they are in the place of training.
     """
 
     name: str
@@ -68,3 +73,4 @@ class Stage:
     source: Callable[[str], ZippedRecords]
     to_example: Callable[[dict[str, Any]], dict[str, np.ndarray]]
     finish: Callable[[Any, Any], Any]
+    given: tuple[Any, Any] | None = None

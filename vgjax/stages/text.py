@@ -8,7 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgjax import losses, pipeline
+from vgjax import losses, pipeline, weights
+from vgjax.config import Config
 from vgjax.data.records import ZippedRecords
 from vgjax.stages.stage import Run, Stage, Terms
 
@@ -59,6 +60,7 @@ def make(run: Run) -> Stage:
         fields = [name for name, on in shuffled.items() if on]
         return PermutedTargets(rows, fields, config.seed) if fields else rows
 
+    given = load_given(config)
     return Stage(
         name="text",
         training=c.train,
@@ -71,4 +73,17 @@ def make(run: Run) -> Stage:
         source=source,
         to_example=lambda row: {name: row[name].astype(np.float32) for name in ("embedding", "anatomy", "modality")},
         finish=lambda params, model_state: {"params": params},
+        given=(given["params"], {}) if given else None,
     )
+
+
+def load_given(config: Config) -> dict[str, Any] | None:
+    """Variables from the file that config key `disentangler.weights` names in the place of training.
+
+    Raises:
+      ConfigError: it cannot be read, or does not fit the config's sizes.
+    """
+    source = config.disentangler.weights
+    inputs = (jnp.zeros((1, config.text_encoder.width)), False)
+    module = pipeline.make_disentangler(config)
+    return weights.into(module, inputs, "text_disentangler", source, "disentangler.weights") if source else None

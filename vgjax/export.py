@@ -1,0 +1,157 @@
+"""A trained run to files that diffusers and peft read, with an example that samples from them."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from vgjax import checkpoint, pipeline, weights
+from vgjax.config import Config, ConfigError
+from vgjax.data import records
+from vgjax.models import lora
+from vgjax.sample import Sampler
+from vgjax.stages.stage import Run
+from vgjax.weights import adapters
+from vgjax.weights.diffusers import config_of
+
+EXAMPLE_PROMPTS = 2
+EXAMPLE = '''\
+"""Samples with diffusers from what vgjax exported:  python example.py TRANSFORMER [VAE]."""
+import sys
+import torch
+from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, PixArtTransformer2DModel
+from diffusers.image_processor import VaeImageProcessor
+from safetensors.torch import load_file, save_file
+from torch.nn.functional import gelu, layer_norm, linear
+torch.set_grad_enabled(False)
+fusion, given = load_file("hffm.safetensors"), load_file("factors.safetensors")
+dit = PixArtTransformer2DModel.from_pretrained(sys.argv[1])
+LOAD_ADAPTER
+def token(channel):
+    norm, mlp, x = f"norm_{channel[0]}", f"{channel}_proj", given[channel]
+    x = layer_norm(x, x.shape[1:], fusion[f"{norm}.weight"], fusion[f"{norm}.bias"], 1e-6)
+    x = gelu(linear(x, fusion[f"{mlp}.0.weight"], fusion[f"{mlp}.0.bias"]))
+    return linear(x, fusion[f"{mlp}.2.weight"], fusion[f"{mlp}.2.bias"])
+tokens = torch.stack([token("anatomy"), token("modality")], 1) + fusion["type_embeddings"]
+tokens, sizes = torch.cat([0 * tokens, tokens]), {name: given.get(name) for name in ("resolution", "aspect_ratio")}
+scheduler = DPMSolverMultistepScheduler(beta_start=BETA_START, beta_end=BETA_END, beta_schedule="linear")
+scheduler.set_timesteps(STEPS)
+x = given["noise"]
+for t in scheduler.timesteps:
+    without, told = dit(torch.cat([x, x]), tokens, t.expand(len(tokens)), sizes).sample[:, : x.shape[1]].chunk(2)
+    x = scheduler.step(without + GUIDANCE * (told - without), t, x).prev_sample
+save_file({"latents": x}, "latents.safetensors")
+if len(sys.argv) > 2:
+    vae = AutoencoderKL.from_pretrained(sys.argv[2])
+    for i, image in enumerate(VaeImageProcessor().postprocess(vae.decode(x / vae.config.scaling_factor).sample)):
+        image.save(f"{i}.png")
+'''
+
+
+def export(run: Run, prompt: str = "") -> pathlib.Path:
+    """Writes workdir/export: the transformer or its adapter, the other trained networks, and an example that samples.
+
+    factors.safetensors holds what the example needs of the prompt (or of the first test captions): factors and noise.
+
+    Returns:
+      The folder.
+
+    Raises:
+      ConfigError: the run computes what the published networks cannot.
+    """
+    config, folder = run.config, run.workdir / "export"
+    check(config)
+    folder.mkdir(exist_ok=True)
+    variables = checkpoint.load_export(run.export("fusion"))
+    _save(folder / "hffm.safetensors", weights.to_torch("hffm", {"params": variables["params"]["hffm"]}))
+    text = checkpoint.load_export(run.export("text"))
+    _save(folder / "text_disentangler.safetensors", weights.to_torch("text_disentangler", text))
+    if config.prior.variant == "reference":
+        prior = checkpoint.load_export(run.export("prior"))
+        prior.pop("factor_stats")  # ours, made anew from the data wherever the weights are used
+        _save(folder / "sdnet.safetensors", weights.to_torch("sdnet", prior))
+    adapter = pipeline.make_adapter(config)
+    if adapter:
+        save_adapter(folder / "lora", variables["params"]["lora"], adapter)
+    else:
+        save_transformer(folder / "transformer", config, variables["params"]["dit"])
+    _save(folder / "factors.safetensors", _example_inputs(run, prompt))
+    (folder / "example.py").write_text(_example(config, bool(adapter)))
+    return folder
+
+
+def save_adapter(folder: pathlib.Path, adapter_params: Any, adapter: lora.Adapter) -> None:
+    """PEFT's layout: adapter_config.json and adapter_model.safetensors."""
+    folder.mkdir(exist_ok=True)
+    _save(folder / "adapter_model.safetensors", adapters.adapter_to_torch(adapter_params, "base_model.model."))
+    (folder / "adapter_config.json").write_text(json.dumps(adapters.config_of(adapter), indent=1))
+
+
+def save_transformer(folder: pathlib.Path, config: Config, params: Mapping[str, Any]) -> None:
+    """diffusers' layout: config.json and diffusion_pytorch_model.safetensors."""
+    folder.mkdir(exist_ok=True)
+    tensors = weights.to_torch("pixart", {"params": params})
+    _save(folder / "diffusion_pytorch_model.safetensors", tensors)
+    values = config_of(pipeline.make_dit(config), tensors, pipeline.latent_shape(config)[0])
+    (folder / "config.json").write_text(json.dumps(values, indent=1))
+
+
+def check(config: Config) -> None:
+    """Raises ConfigError where the config asks for more than diffusers can compute."""
+    wanted = {
+        "fusion.hffm_variant": "reference",
+        "fusion.refine": 0,
+        "fusion.mlp_ratio": 4.0,
+        "diffusion.objective": "epsilon",
+        "diffusion.timesteps": 1000,
+        "prior.grid": 1,
+        "sample.guidance_anatomy": config.sample.guidance_modality,
+    }
+    flat = config.flat()
+    for key, value in wanted.items():
+        if flat[key] != value:
+            raise ConfigError(
+                f"config key '{key}' is {flat[key]!r}: diffusers knows the published computation only, so train with"
+                f" the variant :reference ({value!r}) to export"
+            )
+
+
+def _example_inputs(run: Run, prompt: str) -> dict[str, np.ndarray]:
+    """Factors of texts and the noise to start from, as torch has them (channels first)."""
+    if prompt:
+        texts = [prompt]
+    else:
+        rows = records.ZippedRecords([run.records("images", "test")], ("caption",))
+        texts = [rows[i]["caption"] for i in range(min(EXAMPLE_PROMPTS, len(rows)))]
+    factors = Sampler(run).factors(texts)
+    height, width, channels = pipeline.latent_shape(run.config)
+    noise = np.random.default_rng(run.config.seed).standard_normal((len(texts), channels, height, width))
+    inputs = {"anatomy": np.asarray(factors.pooled()), "modality": np.asarray(factors.modality_BZ), "noise": noise}
+    if run.config.fusion.tell_size:  # for both halves of the guided batch
+        size = run.config.data.image_size
+        inputs |= {"resolution": np.full((2 * len(texts), 2), size), "aspect_ratio": np.ones((2 * len(texts), 1))}
+    return {name: value.astype(np.float32) for name, value in inputs.items()}
+
+
+def _example(config: Config, adapted: bool) -> str:
+    load = 'from peft import PeftModel\ndit = PeftModel.from_pretrained(dit, "lora")\n' if adapted else ""
+    values = {
+        "LOAD_ADAPTER\n": load,
+        "BETA_START": config.diffusion.beta_start,
+        "BETA_END": config.diffusion.beta_end,
+        "STEPS": config.sample.steps,
+        "GUIDANCE": config.sample.guidance_modality,
+    }
+    text = EXAMPLE
+    for name, value in values.items():
+        text = text.replace(name, str(value))
+    return text
+
+
+def _save(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
+    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path)

@@ -1,0 +1,147 @@
+"""TAESD and its relatives: small distilled stand-ins for the autoencoders of larger diffusion models.
+
+Original weights: github.com/madebyollin/taesd (MIT). Both halves are plain sequences of convolutions and residual
+blocks, which the weights themselves describe; a layer keeps its place in the original's sequence as its name.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from vgjax.models.layers import upsample_nearest
+
+# The decoder squashes latents smoothly to +- this.
+LATENT_BOUND = 3.0
+POOL_GROUPS = 4
+POOL_WIDENING = 4
+POOL_EPSILON = 1e-5
+
+
+class Layer(NamedTuple):
+    """A layer with weights, of an original sequence.
+
+    Attributes:
+      place: its index there, counting the layers without weights.
+      features: output channels.
+      block: a residual block; else a convolution.
+      pool: the block mixes in globally normalised features first.
+    """
+
+    place: int
+    features: int
+    block: bool
+    pool: bool = False
+
+
+def _conv3x3(features: int, name: str, stride: int = 1, use_bias: bool = True) -> nn.Conv:
+    # Padded on both sides whatever the stride; "SAME" would pad a strided convolution on the far side only.
+    return nn.Conv(features, (3, 3), strides=stride, padding=((1, 1), (1, 1)), use_bias=use_bias, name=name)
+
+
+def _conv1x1(features: int, name: str) -> nn.Conv:
+    return nn.Conv(features, (1, 1), use_bias=False, name=name)
+
+
+class TinyBlock(nn.Module):
+    """Three 3x3 convolutions with ReLU between them beside a skip, then ReLU."""
+
+    features: int
+    pool: bool = False
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        if self.pool:
+            width = x_BHWC.shape[-1]
+            y = _conv1x1(POOL_WIDENING * width, "pool_0")(x_BHWC)
+            y = nn.GroupNorm(POOL_GROUPS, epsilon=POOL_EPSILON, use_fast_variance=False, name="pool_1")(y)
+            x_BHWC = x_BHWC + _conv1x1(width, "pool_3")(nn.relu(y))
+        y = nn.relu(_conv3x3(self.features, "conv_0")(x_BHWC))
+        y = nn.relu(_conv3x3(self.features, "conv_2")(y))
+        y = _conv3x3(self.features, "conv_4")(y)
+        same = x_BHWC.shape[-1] == self.features
+        return nn.relu(y + (x_BHWC if same else _conv1x1(self.features, "skip")(x_BHWC)))
+
+
+class TinyEncoder(nn.Module):
+    """Picture in [0, 1] to latents; a convolution between the first and the last halves the resolution."""
+
+    layers: tuple[Layer, ...]
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        x = x_BHWC
+        for position, layer in enumerate(self.layers):
+            name = f"layers_{layer.place}"
+            if layer.block:
+                x = TinyBlock(layer.features, layer.pool, name=name)(x)
+            elif position in (0, len(self.layers) - 1):
+                x = _conv3x3(layer.features, name)(x)
+            else:
+                x = _conv3x3(layer.features, name, stride=2, use_bias=False)(x)
+        return x
+
+
+class TinyDecoder(nn.Module):
+    """Latents to picture in [0, 1]; before a convolution between the first and the last the resolution doubles."""
+
+    layers: tuple[Layer, ...]
+
+    @nn.compact
+    def __call__(self, x_Bhwc: jax.Array) -> jax.Array:
+        x = LATENT_BOUND * jnp.tanh(x_Bhwc / LATENT_BOUND)
+        for position, layer in enumerate(self.layers):
+            name = f"layers_{layer.place}"
+            if layer.block:
+                x = TinyBlock(layer.features, layer.pool, name=name)(x)
+            elif position == 0:
+                x = nn.relu(_conv3x3(layer.features, name)(x))
+            elif position == len(self.layers) - 1:
+                x = _conv3x3(layer.features, name)(x)
+            else:
+                x = _conv3x3(layer.features, name, use_bias=False)(upsample_nearest(x))
+        return x
+
+
+class AutoencoderTiny(nn.Module):
+    """Encoder and decoder without any randomness.
+
+    Attributes:
+      encoder_layers, decoder_layers: the layers in order.
+    """
+
+    encoder_layers: tuple[Layer, ...]
+    decoder_layers: tuple[Layer, ...]
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of the latents."""
+        return self.encoder_layers[-1].features
+
+    @property
+    def image_channels(self) -> int:
+        """Channels of the pictures."""
+        return self.decoder_layers[-1].features
+
+    @property
+    def factor(self) -> int:
+        """Picture pixels a latent pixel, along one side."""
+        return 2 ** sum(not layer.block for layer in self.encoder_layers[1:-1])
+
+    def setup(self) -> None:
+        self.encoder, self.decoder = TinyEncoder(self.encoder_layers), TinyDecoder(self.decoder_layers)
+
+    def encode(self, image_BHWC: jax.Array) -> jax.Array:
+        """Latents (B, h, w, c) of pictures in [-1, 1]."""
+        return self.encoder((image_BHWC + 1.0) / 2.0)
+
+    def decode(self, latents_Bhwc: jax.Array) -> jax.Array:
+        """Pictures (B, H, W, C) about in [-1, 1]."""
+        return self.decoder(latents_Bhwc) * 2.0 - 1.0
+
+    def __call__(self, image_BHWC: jax.Array) -> jax.Array:
+        """The picture rebuilt from its latents."""
+        return self.decode(self.encode(image_BHWC))

@@ -1,0 +1,93 @@
+"""The text encoder that a config names, with its weights and tokenizer from a local folder; never from the network."""
+
+from __future__ import annotations
+
+import pathlib
+
+from tokenizers import BertWordPieceTokenizer, Tokenizer
+
+from vgjax import weights
+from vgjax.config import ConfigError
+from vgjax.models.bert import Bert, config_from_json
+from vgjax.models.text_encoder import Hashing, PooledBert, TextEncoder
+from vgjax.schema import TextEncoder as TextEncoderConfig
+from vgjax.weights.read import read_json
+
+
+def load_text_encoder(config: TextEncoderConfig) -> TextEncoder:
+    """Builds the encoder of config group `text_encoder`.
+
+    Raises:
+      ConfigError: an unknown kind, or a model that is absent, broken or does not fit.
+    """
+    if config.kind == "hashing":
+        return Hashing(config.width)
+    if config.kind == "bert":
+        return _pooled_bert(config)
+    raise ConfigError(f"config key 'text_encoder.kind' is '{config.kind}': choose hashing or bert")
+
+
+def _pooled_bert(config: TextEncoderConfig) -> PooledBert:
+    if not config.path:
+        raise ConfigError("config key 'text_encoder.path' is empty: name the folder or hub id of the BERT weights")
+    try:
+        folder = _folder(config.path)
+        tensors, values = weights.load(folder)
+        where = folder / "config.json"
+        if not where.is_file():
+            raise ConfigError(f"no file '{where}': fetch it from where the weights come from")
+        sizes = config_from_json(values, f"'{where}'")
+        tokenizer = _tokenizer(folder, sizes.vocabulary)
+        _, variables = weights.from_torch(sizes.kind, tensors, values, f"the weights in '{folder}'")
+    except ConfigError as error:
+        raise ConfigError(f"config key 'text_encoder.path': {error}") from None
+    if sizes.width != config.width:
+        raise ConfigError(
+            f"config key 'text_encoder.width' is {config.width} but the model in '{folder}' is {sizes.width} wide: set"
+            f" it to {sizes.width}"
+        )
+    return PooledBert(Bert(sizes), variables, tokenizer, config.max_length)
+
+
+def _folder(path: str) -> pathlib.Path:
+    """A local folder as it is, or that of a hub id in the local cache."""
+    if pathlib.Path(path).is_dir():
+        return pathlib.Path(path)
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return pathlib.Path(snapshot_download(path, local_files_only=True))
+    except (HFValidationError, LocalEntryNotFoundError):
+        raise ConfigError(
+            f"'{path}' is neither a folder nor a model in the local Hugging Face cache: download it first (config.json,"
+            " model.safetensors, and tokenizer.json or vocab.txt)"
+        ) from None
+
+
+def _tokenizer(folder: pathlib.Path, vocabulary: int) -> Tokenizer:
+    """The tokenizer of tokenizer.json, or one built on vocab.txt.
+
+    Raises:
+      ConfigError: neither is there, it cannot be read, or it knows more pieces than the model.
+    """
+    whole, words = folder / "tokenizer.json", folder / "vocab.txt"
+    if not whole.is_file() and not words.is_file():
+        raise ConfigError(f"'{folder}' has neither tokenizer.json nor vocab.txt: fetch one of them")
+    settings = folder / "tokenizer_config.json"
+    lowercase = read_json(settings).get("do_lower_case", True) if settings.is_file() else True
+    try:
+        tokenizer = (
+            Tokenizer.from_file(str(whole))
+            if whole.is_file()
+            else BertWordPieceTokenizer(str(words), lowercase=lowercase)
+        )
+    # The tokenizers library raises plain Exception for whatever it cannot read.
+    except Exception as error:
+        raise ConfigError(f"broken tokenizer in '{folder}' ({error}): fetch it again") from None
+    known = 1 + max(tokenizer.get_vocab().values(), default=0)
+    if known > vocabulary:
+        raise ConfigError(
+            f"the tokenizer in '{folder}' knows {known} pieces but the model {vocabulary}: fetch both of one model"
+        )
+    return tokenizer

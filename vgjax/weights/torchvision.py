@@ -1,0 +1,48 @@
+"""Names of the networks that judge pictures: VGG-19 as torchvision calls it, Inception-v3 as in FID's port to torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vgjax.models.inception import SIDE, InceptionV3
+from vgjax.models.vgg import VGG19Features
+from vgjax.weights.convert import Network, Sizes, Table
+
+
+def _vgg19(sizes: Sizes, config: Mapping[str, Any]) -> tuple[VGG19Features, tuple[Any, ...]]:
+    return VGG19Features(), (np.zeros((1, 8, 8, 3), np.float32),)
+
+
+VGG19 = Network(
+    Table(
+        rows=(
+            (r"conv1_1", "features.0"),
+            (r"conv1_2", "features.2"),
+            (r"conv2_1", "features.5"),
+            (r"conv2_2", "features.7"),
+            (r"conv3_1", "features.10"),
+        ),
+        # Everything after relu3_1.
+        ignored=r"features\.(1[2-9]|2\d|3\d)\..*|classifier\..*",
+    ),
+    _vgg19,
+)
+
+
+def _inception(sizes: Sizes, config: Mapping[str, Any]) -> tuple[InceptionV3, tuple[Any, ...]]:
+    return InceptionV3(classes=sizes("fc.bias")[0]), (np.zeros((1, SIDE, SIDE, 3), np.float32),)
+
+
+INCEPTION = Network(
+    Table(
+        rows=(
+            (r"(\w+)/(conv|bn)", r"\1.\2"),
+            (r"(\w+)/(\w+)/(conv|bn)", r"\1.\2.\3"),
+            (r"fc", r"fc"),
+        )
+    ),
+    _inception,
+)

@@ -1,0 +1,123 @@
+"""Names and sizes of the text encoders in the layout of the Hugging Face hub: BERT, DistilBERT, T5 v1.1."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from vgjax.config import ConfigError
+from vgjax.models.bert import Bert, config_from_json
+from vgjax.models.t5 import T5Config, T5Encoder
+from vgjax.weights.convert import Network, Sizes, Table, WeightsError
+
+_IDS = (np.zeros((1, 2), np.int32), np.ones((1, 2), bool))  # ids and mask
+
+_EMBEDDINGS = (
+    (r"(word|position)", r"embeddings.\1_embeddings"),
+    (r"segment", r"embeddings.token_type_embeddings"),
+    (r"norm", r"embeddings.LayerNorm"),
+)
+# What layer norms' parameters were once called.
+_OLD_NORMS = ((r"\.gamma$", ".weight"), (r"\.beta$", ".bias"))
+# Heads on top of the encoder, and buffers that are mere ranges.
+_HEADS = (
+    r"(pooler|cls|classifier|pre_classifier|qa_outputs|vocab_transform|vocab_layer_norm|vocab_projector)\..*"
+    r"|embeddings\.(position_ids|token_type_ids)"
+)
+
+
+def _bert(sizes: Sizes, config: Mapping[str, Any]) -> tuple[Bert, tuple[Any, ...]]:
+    try:
+        return Bert(config_from_json(config, "the config.json")), _IDS
+    except ConfigError as error:
+        raise WeightsError(str(error)) from None
+
+
+BERT = Network(
+    Table(
+        rows=(
+            *_EMBEDDINGS,
+            (r"layers/(query|key|value)", r"encoder.layer.{layer}.attention.self.\1"),
+            (r"layers/attention_out", r"encoder.layer.{layer}.attention.output.dense"),
+            (r"layers/attention_norm", r"encoder.layer.{layer}.attention.output.LayerNorm"),
+            (r"layers/mlp_in", r"encoder.layer.{layer}.intermediate.dense"),
+            (r"layers/mlp_out", r"encoder.layer.{layer}.output.dense"),
+            (r"layers/mlp_norm", r"encoder.layer.{layer}.output.LayerNorm"),
+        ),
+        renames=((r"^bert\.", ""), *_OLD_NORMS),
+        ignored=_HEADS,
+    ),
+    _bert,
+)
+
+DISTILBERT = Network(
+    Table(
+        rows=(
+            *_EMBEDDINGS,
+            (r"layers/([qkv])(uery|ey|alue)", r"transformer.layer.{layer}.attention.\1_lin"),
+            (r"layers/attention_out", r"transformer.layer.{layer}.attention.out_lin"),
+            (r"layers/attention_norm", r"transformer.layer.{layer}.sa_layer_norm"),
+            (r"layers/mlp_in", r"transformer.layer.{layer}.ffn.lin1"),
+            (r"layers/mlp_out", r"transformer.layer.{layer}.ffn.lin2"),
+            (r"layers/mlp_norm", r"transformer.layer.{layer}.output_layer_norm"),
+        ),
+        renames=((r"^distilbert\.", ""), *_OLD_NORMS),
+        ignored=_HEADS,
+    ),
+    _bert,
+)
+
+_BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias"
+_FIRST = "encoder.block.0.layer"
+
+
+def _t5(sizes: Sizes, config: Mapping[str, Any]) -> tuple[T5Encoder, tuple[Any, ...]]:
+    if (form := config.get("feed_forward_proj", "gated-gelu")) != "gated-gelu":
+        raise WeightsError(f"the config.json has feed_forward_proj {form!r}: name a T5 v1.1 model (gated-gelu)")
+    buckets, heads = sizes(f"{_BIAS}.weight")
+    inner, width = sizes(f"{_FIRST}.0.SelfAttention.q.weight")
+    for key, value in (("num_heads", heads), ("d_kv", inner // heads)):
+        if config.get(key, value) != value:
+            raise WeightsError(
+                f"the config.json has {key} {config[key]!r} but the tensors {value}: fetch both of one model"
+            )
+    module = T5Encoder(
+        T5Config(
+            vocabulary=sizes("shared.weight")[0],
+            width=width,
+            depth=sizes.count(r"encoder\.block\.(\d+)\."),
+            heads=heads,
+            head_width=inner // heads,
+            hidden=sizes(f"{_FIRST}.1.DenseReluDense.wo.weight")[1],
+            buckets=buckets,
+            max_distance=config.get("relative_attention_max_distance", 128),
+            epsilon=config.get("layer_norm_epsilon", 1e-6),
+        )
+    )
+    return module, _IDS
+
+
+_ATTENTION, _MLP = "encoder.block.{layer}.layer.0", "encoder.block.{layer}.layer.1"
+
+T5 = Network(
+    Table(
+        rows=(
+            (r"word", "shared"),
+            (r"distance_bias", _BIAS),
+            (r"layers/attention_norm", rf"{_ATTENTION}.layer_norm"),
+            (r"layers/([qkv])(uery|ey|alue)", rf"{_ATTENTION}.SelfAttention.\1"),
+            (r"layers/attention_out", rf"{_ATTENTION}.SelfAttention.o"),
+            (r"layers/mlp_norm", rf"{_MLP}.layer_norm"),
+            (r"layers/mlp_gate", rf"{_MLP}.DenseReluDense.wi_0"),
+            (r"layers/mlp_in", rf"{_MLP}.DenseReluDense.wi_1"),
+            (r"layers/mlp_out", rf"{_MLP}.DenseReluDense.wo"),
+            (r"norm", "encoder.final_layer_norm"),
+        ),
+        # The embedding is stored once or twice.
+        renames=((r"^encoder\.embed_tokens\.", "shared."),),
+        ignored=r"(decoder|lm_head)\..*",
+    ),
+    _t5,
+)

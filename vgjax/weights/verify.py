@@ -1,0 +1,249 @@
+"""Compares our networks with stored outputs of the published ones:  python -m vgjax.weights.verify FOLDER.
+
+FOLDER holds any of adain, hffm, text_disentangler and sdnet.safetensors, the last with sdnet_io.safetensors and
+sdnet_grad_norms.json. Everything runs in float64, except one float32 pass of stage 1's anatomy encoder. Prints the
+largest absolute and relative error of every output, loss and gradient norm; exits 1 if any is above its tolerance, 2 if
+the folder cannot be used.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import pathlib
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import linen as nn
+
+from vgjax import losses
+from vgjax.models.layers import adain
+from vgjax.models.prior import PriorOutput
+from vgjax.types import Factors
+from vgjax.weights.convert import WeightsError, export_tensors
+from vgjax.weights.networks import NETWORKS, from_torch
+from vgjax.weights.read import load, read_json
+
+FORWARD = 1e-6  # absolute, of what is stored in float32 or float64
+HALF = 1e-3  # absolute, of what is stored in float16
+LOSS = 1e-7  # relative
+NORM = 1e-5  # relative, of gradients and running statistics
+VANISHING = 1e-9  # norms below are compared absolutely
+FLOAT32_LOGITS = 1e-4  # absolute
+TERM_WEIGHTS = {"reconstruction": 1.0, "kl": 0.01, "dice": 10.0, "regression": 1.0}
+ALIGNMENT_TERMS = ("anatomy", "modality")
+
+
+class Row(NamedTuple):
+    """One comparison.
+
+    Attributes:
+      absolute, relative: largest errors; relative to the largest stored entry.
+      error: the one of the two that counts.
+      tolerance: what it may be.
+    """
+
+    name: str
+    absolute: float
+    relative: float
+    error: float
+    tolerance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether the error is within the tolerance; a NaN is not."""
+        return self.error <= self.tolerance
+
+
+def compare(name: str, ours: Any, stored: np.ndarray, tolerance: float, relative: bool = False) -> Row:
+    """The largest difference of two arrays of one shape.
+
+    Raises:
+      WeightsError: the shapes differ.
+    """
+    ours, target = np.asarray(ours, np.float64), np.asarray(stored, np.float64)
+    if ours.shape != target.shape:
+        raise WeightsError(f"{name} has shape {target.shape} where {ours.shape} is computed: check the folder's files")
+    absolute = float(np.abs(ours - target).max(initial=0.0))
+    scale = float(np.abs(target).max(initial=0.0))
+    share = absolute / scale if scale else absolute
+    return Row(name, absolute, share, share if relative else absolute, tolerance)
+
+
+def tolerance_of(stored: np.ndarray) -> float:
+    """What a forward output may be off, by how it is stored."""
+    return HALF if stored.dtype == np.float16 else FORWARD
+
+
+def verify(folder: pathlib.Path) -> Iterator[Row]:
+    """All comparisons that the folder's files allow.
+
+    Raises:
+      WeightsError: none of the files is there, or one cannot be used.
+    """
+    parts: dict[str, Callable[[pathlib.Path], Iterator[Row]]] = {
+        "adain": _adain,
+        "hffm": _hffm,
+        "text_disentangler": _text_disentangler,
+        "sdnet": _sdnet,
+    }
+    present = [name for name in parts if (folder / f"{name}.safetensors").is_file()]
+    if not present:
+        raise WeightsError(f"'{folder}' holds none of {', '.join(f'{n}.safetensors' for n in parts)}: name the folder")
+    for name in present:
+        yield from parts[name](folder)
+
+
+class Stored(dict[str, np.ndarray]):
+    """Arrays of one file by name."""
+
+    def __init__(self, path: pathlib.Path):
+        super().__init__(load(path)[0])
+        self._path = path
+
+    def __missing__(self, name: str) -> np.ndarray:
+        raise WeightsError(f"'{self._path}' lacks {name}: check the folder's files")
+
+    def wide(self, name: str) -> np.ndarray:
+        """An array in float64, images channels last."""
+        value = self[name].astype(np.float64)
+        return value.transpose(0, 2, 3, 1) if value.ndim == 4 else value
+
+    def params(self) -> dict[str, np.ndarray]:
+        """What stands under "params.", without it."""
+        return {name.removeprefix("params."): t for name, t in self.items() if name.startswith("params.")}
+
+
+def _load(kind: str, tensors: dict[str, np.ndarray], where: str) -> tuple[Any, Any]:
+    """Module and float64 variables."""
+    wide = {name: tensor.astype(np.float64) for name, tensor in tensors.items() if tensor.dtype.kind == "f"}
+    return from_torch(kind, wide, where=where)
+
+
+def _adain(folder: pathlib.Path) -> Iterator[Row]:
+    io = Stored(folder / "adain.safetensors")
+    yield compare("adain.out", adain(io.wide("content"), io.wide("style")), io.wide("out"), FORWARD)
+
+
+def _hffm(folder: pathlib.Path) -> Iterator[Row]:
+    io = Stored(folder / "hffm.safetensors")
+    params = io.params()
+    module, variables = _load("hffm", params, str(folder / "hffm.safetensors"))
+    anatomy, modality = io.wide("io.anatomy"), io.wide("io.modality")
+    factors = Factors(anatomy_BggK=anatomy[:, None, None], modality_BZ=modality)
+    tokens = module.apply(variables, factors, (np.ones(len(anatomy)),) * 2).tokens_BND
+    stored_half = any(tensor.dtype == np.float16 for tensor in params.values())
+    yield compare("hffm.tokens", tokens, io.wide("io.tokens"), HALF if stored_half else FORWARD)
+
+
+def _text_disentangler(folder: pathlib.Path) -> Iterator[Row]:
+    io = Stored(folder / "text_disentangler.safetensors")
+    module, variables = _load("text_disentangler", io.params(), str(folder / "text_disentangler.safetensors"))
+    text = io.wide("io.text_embedding")
+    outputs = module.apply(variables, text, train=False)
+    for name, output in zip(("anatomy", "modality", "reconstruction"), outputs, strict=True):
+        yield compare(f"text_disentangler.{name}", output, io.wide(f"io.{name}"), tolerance_of(io[f"io.{name}"]))
+    targets = (io.wide("io.target_anatomy"), io.wide("io.target_modality"))
+    terms = {name: term.mean() for name, term in losses.text_terms(outputs, targets, text, "cosine").items()}
+    align = sum(terms[name] for name in ALIGNMENT_TERMS)
+    yield compare("text_disentangler.loss.align", align, io["io.loss.align"][0], LOSS, relative=True)
+    rebuild = io["io.loss.reconstruction"][0]
+    yield compare("text_disentangler.loss.reconstruction", terms["rebuild"], rebuild, LOSS, relative=True)
+
+
+def _sdnet(folder: pathlib.Path) -> Iterator[Row]:
+    where = str(folder / "sdnet.safetensors")
+    module, variables = _load("sdnet", Stored(folder / "sdnet.safetensors"), where)
+    io = Stored(folder / "sdnet_io.safetensors")
+    yield from _evaluation_pass(module, variables, io)
+    yield from _training_pass(module, variables, io, folder)
+
+
+def _evaluation_pass(module: nn.Module, variables: Any, io: Stored) -> Iterator[Row]:
+    x = io.wide("x")
+    output: PriorOutput = jax.device_get(jax.jit(module.apply)(variables, x))
+    logits_of = jax.jit(functools.partial(module.apply, method="anatomy_logits"))
+    found = {
+        "anatomy_logits": logits_of(variables, x),
+        "segmentation": output.segmentation_BHWS,
+        "mu": output.mu_BZ,
+        "logvar": output.logvar_BZ,
+        "reconstruction": output.reconstruction_BHWC,
+    }
+    for name, value in found.items():
+        yield compare(f"eval.{name}", value, io.wide(f"eval.{name}"), tolerance_of(io[f"eval.{name}"]))
+    yield compare("eval.anatomy", output.anatomy_BHWK, io.wide("eval.anatomy"), 0.0)
+    narrow = jax.tree.map(lambda leaf: leaf.astype(np.float32), variables)
+    logits = logits_of(narrow, x.astype(np.float32))
+    yield compare("eval.anatomy_logits (float32)", logits, io.wide("eval.anatomy_logits"), FLOAT32_LOGITS)
+
+
+def _training_pass(module: nn.Module, variables: Any, io: Stored, folder: pathlib.Path) -> Iterator[Row]:
+    noise = [io.wide(f"train.{name}") for name in ("gumbel_1", "gumbel_2", "eps_1")]
+    x, lesion = io.wide("x"), io["mask"][:, 1].astype(np.float64)
+
+    @functools.partial(jax.value_and_grad, has_aux=True)
+    def total(params: Any) -> tuple[jax.Array, tuple[PriorOutput, Any, dict[str, jax.Array]]]:
+        given = {**variables, "params": params}
+        output, updates = module.apply(given, x, *noise, method="training_pass", mutable="batch_stats")
+        terms = {name: term.mean() for name, term in losses.prior_terms(output, x, lesion).items()}
+        terms["total"] = sum(weight * terms[name] for name, weight in TERM_WEIGHTS.items())
+        return terms["total"], (output, updates, terms)
+
+    (_, (output, updates, terms)), grads = jax.device_get(jax.jit(total)(variables["params"]))
+    for name in ("mu", "logvar", "z", "mu_tilde"):
+        stored = io[f"train.{name}"]
+        yield compare(f"train.{name}", getattr(output, f"{name}_BZ"), stored, tolerance_of(stored))
+    stored = io["train.reconstruction"]
+    yield compare(
+        "train.reconstruction", output.reconstruction_BHWC, io.wide("train.reconstruction"), tolerance_of(stored)
+    )
+    for name, map_BHWK in (("anatomy", output.anatomy_BHWK), ("anatomy_tilde", output.anatomy_tilde_BHWK)):
+        yield compare(f"train.{name}", map_BHWK.argmax(-1), io[f"train.{name}"], 0.0)
+    for name, term in terms.items():
+        yield compare(f"train.loss.{name}", term, io[f"train.loss.{name}"][0], LOSS, relative=True)
+    norms = read_json(folder / "sdnet_grad_norms.json")
+    statistics = norms.pop("batch_stats_after", {})
+    yield from _norms("gradient", {"params": grads}, norms)
+    yield from _norms("running statistic", updates, {name: values[0] for name, values in statistics.items()})
+
+
+def _norms(what: str, variables: Any, stored: dict[str, float]) -> Iterator[Row]:
+    """L2 norms of all tensors; every stored one must have its counterpart and the other way round."""
+    ours = export_tensors(NETWORKS["sdnet"].table, variables)
+    ours = {name: tensor for name, tensor in ours.items() if not name.endswith("num_batches_tracked")}
+    if set(ours) != set(stored):
+        raise WeightsError(f"{what} norms are stored or computed only for {sorted(set(ours) ^ set(stored))}")
+    for name, tensor in ours.items():
+        norm, target = float(np.linalg.norm(tensor)), float(np.ravel(stored[name])[0])
+        row = compare(f"{what} of {name}", norm, np.asarray(target), NORM, relative=True)
+        if abs(target) < VANISHING:
+            row = row._replace(error=row.absolute, tolerance=VANISHING)
+        yield row
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Prints the comparisons; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m vgjax.weights.verify", description=__doc__)
+    parser.add_argument("folder", type=pathlib.Path, help="folder of the stored outputs")
+    folder = parser.parse_args(arguments).folder
+    failed = count = 0
+    print(f"{'':6} {'max abs':>10} {'max rel':>10} {'tolerance':>10}  what")
+    try:
+        with jax.enable_x64(True):
+            for row in verify(folder):
+                count, failed = count + 1, failed + (not row.passed)
+                verdict = "ok" if row.passed else "FAIL"
+                print(f"{verdict:6} {row.absolute:10.2e} {row.relative:10.2e} {row.tolerance:10.0e}  {row.name}")
+    except WeightsError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{count - failed} of {count} within tolerance")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

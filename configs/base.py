@@ -39,9 +39,17 @@ def get_config() -> ConfigDict:
     c.seed = 0
 
     c.data = ConfigDict()
-    c.data.source = "phantom"  # phantom | kvasir_seg
+    c.data.source = "phantom"  # phantom | ham10000 | kvasir_seg | busi | mimic | covid_cxr | folder
     c.data.root = ""  # folder of the dataset in its original layout; unused by phantom
-    c.data.image_size = 32  # pictures are centre-cropped to a square and resized to this many pixels a side
+    c.data.image_size = 32  # pixels a side of the squares that everything works on
+    c.data.aspect = "crop"  # how pictures become square, masks alike: crop (centre) | pad (black) | stretch
+    c.data.captions = "own"  # own (the dataset's text; measured where it has none) | measured | both
+    c.data.captions_file = ""  # JSON lines of id and caption, taken for the dataset's text (vgjax.data.captioner)
+    c.data.label_in_caption = False  # say the class in the caption
+    c.data.splits = ""  # folder of train.txt, validation.txt, test.txt, an id a line; empty: the dataset's, or by hash
+    c.data.max_bad_fraction = 0.05  # of the pictures; more that cannot be decoded stop the preparation
+    c.data.max_pixels = 64_000_000  # larger pictures are refused
+    c.data.workers = 0  # processes that decode; 0: one a core
     c.data.train_items = 8000  # phantom only: how many to render
     c.data.validation_items = 500
     c.data.test_items = 600

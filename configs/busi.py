@@ -1,6 +1,6 @@
-"""Dataset config 'busi': names its data root; the reader comes with a later release.
+"""BUSI: breast ultrasound with lesion masks; captions are written from measured attributes.
 
-python -m vgjax.main --config=configs/busi.py --config.data.root=FOLDER
+python -m vgjax.main --config=configs/busi.py --config.data.root=FOLDER/Dataset_BUSI_with_GT
 """
 
 from configs import base

@@ -1,6 +1,6 @@
-"""Dataset config 'covid_cxr': names its data root; the reader comes with a later release.
+"""The COVID chest X-ray collection of Cohen et al. (2020): radiographs with clinical notes and lung masks.
 
-python -m vgjax.main --config=configs/covid_cxr.py --config.data.root=FOLDER
+python -m vgjax.main --config=configs/covid_cxr.py --config.data.root=FOLDER/covid-chestxray-dataset
 """
 
 from configs import base

@@ -1,4 +1,4 @@
-"""Dataset config 'folder': names its data root; the reader comes with a later release.
+"""Your own pictures: images/ with metadata.csv or metadata.jsonl (file_name, text, and label, mask, group if there).
 
 python -m vgjax.main --config=configs/folder.py --config.data.root=FOLDER
 """

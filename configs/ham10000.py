@@ -1,6 +1,6 @@
 """HAM10000, as published: PixArt-alpha XL/2 at 512 pixels with a rank-8 adapter, SD's autoencoder, ClinicalBERT.
 
-python -m vgjax.main --config=configs/ham10000.py --config.data.root=FOLDER   (the dataset's reader comes later)
+python -m vgjax.main --config=configs/ham10000.py --config.data.root=FOLDER
 
 The three pretrained networks are looked for in the local Hugging Face cache; a folder may be named instead:
 --config.fusion.weights=, --config.autoencoder.path=, --config.text_encoder.path=. `:small` is the default recipe

@@ -1,4 +1,4 @@
-"""Dataset config 'mimic': names its data root; the reader comes with a later release.
+"""MIMIC-CXR: chest radiographs with reports (MIMIC-CXR-JPG, MIMIC-CXR reports, CheXmask lung masks).
 
 python -m vgjax.main --config=configs/mimic.py --config.data.root=FOLDER
 """

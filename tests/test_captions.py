@@ -6,7 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from vgjax.data import captions
+from vgjax.config import ConfigError
+from vgjax.data import captions, vocabulary
 
 THRESHOLDS = {
     "centre_x": (0.4, 0.6),
@@ -189,3 +190,179 @@ def test_a_caption_may_say_little():
         "there is a polyp.",
     }
     assert "an irregular polyp" in captions.describe({"shape": "irregular"}, np.random.default_rng(1)).lower()
+
+
+PINNED = "The mucosa is pink and dimly lit. In the upper left there is a little elongated polyp."
+NEW = (vocabulary.SKIN, vocabulary.BREAST, vocabulary.LUNGS, vocabulary.general("lesion", "tissue", vocabulary.TONES))
+
+
+def factors(words: vocabulary.Vocabulary) -> tuple[str, ...]:
+    return words.anatomy + words.modality
+
+
+def drawn_levels(words: vocabulary.Vocabulary, rng: np.random.Generator) -> dict[str, str]:
+    return {name: str(rng.choice(list(words.words[name]))) for name in factors(words)}
+
+
+def test_polyps_are_described_as_ever():
+    """A pin: captions are part of a prepared dataset."""
+    levels = {"position": "upper left", "size": "small", "shape": "oval", "colour": "pink", "brightness": "dark"}
+    rng = np.random.default_rng(7)
+    said = captions.choose_said(levels, rng)
+    assert captions.describe(levels, rng, said) == PINNED
+    rng = np.random.default_rng(7)
+    said = captions.choose_said(levels, rng)
+    assert captions.describe(levels, rng, said, vocabulary.POLYP) == PINNED
+
+
+@pytest.mark.parametrize("words", NEW, ids=lambda words: words.tissue)
+def test_every_vocabulary_says_what_is_said_and_nothing_else(words):
+    phrases = [phrase for name in factors(words) for level in words.words[name].values() for phrase in level]
+    assert len(phrases) == len(set(phrases))
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        levels = drawn_levels(words, rng)
+        said = captions.choose_said(levels, rng)
+        caption = captions.describe(levels, rng, said, words)
+        for name in levels:
+            named = {v for v, terms in words.words[name].items() if any(term in caption.lower() for term in terms)}
+            assert (levels[name] in named) == (name in said), (name, caption)
+        assert words.lesion in caption.lower() and caption.endswith(".") and "{" not in caption
+        assert "  " not in caption and " a o" not in caption.lower() and " a u" not in caption.lower()
+
+
+def test_vocabularies_are_found_by_tissue():
+    assert captions.Vocabulary is vocabulary.Vocabulary
+    assert vocabulary.vocabulary_of("polyp", "mucosa", True) is vocabulary.POLYP
+    assert vocabulary.vocabulary_of("lesion", "skin", True) is vocabulary.SKIN
+    assert vocabulary.vocabulary_of("lesion", "breast tissue", False) is vocabulary.BREAST
+    assert vocabulary.vocabulary_of("lung field", "chest", False) is vocabulary.LUNGS
+    grey, coloured = (vocabulary.vocabulary_of("nodule", "liver", flag) for flag in (False, True))
+    assert (grey.lesion, grey.tissue) == ("nodule", "liver")
+    assert "colour" in coloured.modality and "colour" not in grey.modality and "colour" not in grey.words
+
+
+def test_an_empty_mask_leaves_the_style_where_there_are_words_for_it():
+    picture, empty = plain((90, 90, 90)), np.zeros((200, 200), np.uint8)
+    for words in NEW:
+        measured = captions.measure_attributes(picture, empty, words)
+        assert measured == captions.picture_style(picture)
+        levels = captions.attribute_levels(measured, {"brightness": (0.1, 0.2), "warmth": (0.1, 0.2)}, words)
+        assert levels["brightness"] == "bright" and not set(levels) & {"position", "size", "contrast"}
+        caption = captions.describe(levels, np.random.default_rng(0), None, words)
+        assert any(clause.lower() in caption.lower() for clause in words.empty)
+    said = {captions.describe({}, np.random.default_rng(seed), None, vocabulary.BREAST) for seed in range(20)}
+    assert said == {"An ultrasound without lesion.", "No lesion is seen."}
+    # Only in ultrasound an empty mask is a finding.
+    others = [clause for words in NEW if words is not vocabulary.BREAST for clause in words.empty]
+    assert not any("lesion" in clause for clause in others)
+
+
+def test_lungs_are_both_lungs_and_have_no_position():
+    both = ellipse(0.3, 0.5, 0.1, 0.3) + ellipse(0.7, 0.5, 0.1, 0.3)
+    one = captions.position_and_size(both)
+    two = captions.position_and_size(both, vocabulary.LUNGS)
+    assert one is not None and two is not None
+    assert two["area_fraction"] == pytest.approx(2 * one["area_fraction"], rel=0.02)
+    bounds = {"centre_x": (0.4, 0.6), "centre_y": (0.4, 0.6), "area_fraction": (0.1, 0.15)}
+    assert captions.levels_from_mask(both, bounds, vocabulary.LUNGS) == {"size": "large"}
+    fitted = captions.fit_thresholds([captions.measure_attributes(plain((9, 9, 9)), both, vocabulary.LUNGS)])
+    assert "centre_x" in fitted
+    measured = captions.measure_attributes(plain((9, 9, 9)), both, vocabulary.LUNGS)
+    assert set(captions.fit_thresholds([measured], vocabulary.LUNGS)) == {
+        "area_fraction",
+        "lesion_contrast",
+        "brightness",
+    }
+
+
+def test_thresholds_are_fitted_to_the_pictures_that_have_the_attribute():
+    attributes = [{"brightness": 0.5}, {"brightness": 0.5, "area_fraction": 0.2}]
+    fitted = captions.fit_thresholds(attributes, vocabulary.LUNGS)
+    assert fitted == {"area_fraction": (0.2, 0.2), "brightness": (0.5, 0.5)}
+
+
+def test_a_ragged_border_measures_more_than_a_smooth_one():
+    rows, columns = np.mgrid[:200, :200]
+    angle, radius = np.arctan2(rows - 100, columns - 100), np.hypot(rows - 100, columns - 100)
+    borders = [
+        captions.measure_attributes(plain((9, 9, 9)), radius < 50 * (1 + depth * np.sin(9 * angle)), vocabulary.SKIN)
+        for depth in (0, 0.15, 0.4)
+    ]
+    smooth, wavy, ragged = (one["border"] for one in borders)
+    assert smooth == pytest.approx(1, abs=0.15) and wavy > 1.2 * smooth and ragged > 2 * wavy
+
+
+def test_contrast_is_that_of_the_lesion_and_its_surround():
+    mask = ellipse(0.5, 0.5, 0.2, 0.2)
+    far = ellipse(0.5, 0.5, 0.45, 0.45)
+    for inside, around in ((50, 150), (150, 50), (100, 100)):
+        grey = np.where(mask > 0, inside, np.where(far > 0, around, 255)).astype(np.uint8)
+        measured = captions.measure_attributes(np.repeat(grey[..., None], 3, axis=2), mask)
+        expected = abs(inside - around) / (inside + around)
+        assert measured["lesion_contrast"] == pytest.approx(expected, abs=0.02)
+    whole = captions.measure_attributes(plain((9, 9, 9)), np.ones((200, 200), np.uint8))
+    assert whole["lesion_contrast"] == 0
+
+
+@pytest.mark.parametrize("side", [1, 2, 3, 5])
+def test_the_smallest_pictures_are_measured(side):
+    measured = captions.measure_attributes(plain((9, 9, 9), side, side), np.ones((side, side)), vocabulary.SKIN)
+    assert measured["area_fraction"] == 1 and all(np.isfinite(value) for value in measured.values())
+
+
+def composed(mode: str, text: str, **options) -> captions.Caption:
+    measured = captions.measure_attributes(plain((200, 120, 90)), ellipse(0.2, 0.2, 0.1, 0.1))
+    rng = np.random.default_rng(3)
+    return captions.caption(text, measured, THRESHOLDS, vocabulary.POLYP, mode, rng, **options)
+
+
+def test_own_words_and_measured_ones():
+    measured = composed("measured", "A  note\nof ours")
+    assert "polyp" in measured.text and "note" not in measured.text
+    assert measured.levels["position"] == "upper left" and "position" in measured.said
+    own = composed("own", " A  note\nof ours")
+    assert own == ("A note of ours", measured.levels, ())
+    assert composed("own", " \n") == measured
+    both = composed("both", "A note of ours")
+    assert both == ("A note of ours. " + measured.text, measured.levels, measured.said)
+    assert composed("both", "") == measured
+    assert composed("both", "Seen!").text.startswith("Seen! ")
+    with pytest.raises(ConfigError, match="choose one of own, measured, both"):
+        composed("mine", "")
+
+
+def test_the_class_is_told_only_where_it_is_handed_over():
+    assert "melanoma" not in composed("both", "A note").text
+    assert composed("own", "A note", label="melanoma").text == "A note. Class: melanoma."
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("A polyp on the left.", "A polyp on the right."),
+        ("LEFT lung, Right hilum", "RIGHT lung, Left hilum"),
+        ("left-sided, right-to-left, (left)", "right-sided, left-to-right, (right)"),
+        ("leftward, rightwards, leftmost, Rightsided", "rightward, leftwards, rightmost, Leftsided"),
+        (
+            "bright, upright, copyright, cleft, rightful, brightly",
+            "bright, upright, copyright, cleft, rightful, brightly",
+        ),
+        ("left_lung, right2", "right_lung, left2"),
+        ("", ""),
+    ],
+)
+def test_a_mirrored_caption_swaps_the_sides(caption, expected):
+    assert captions.mirrored(caption) == expected
+    assert captions.mirrored(expected) == caption
+
+
+def test_the_mirrored_caption_is_that_of_the_mirrored_picture():
+    mask = ellipse(0.2, 0.3, 0.1, 0.05)
+    mirrored = {0: mask, 1: mask[:, ::-1]}
+    texts = []
+    for picture in mirrored.values():
+        levels = captions.levels_from_mask(picture, THRESHOLDS)
+        assert levels is not None
+        texts.append(captions.describe(levels, np.random.default_rng(0)))
+    assert texts[0] != texts[1] == captions.mirrored(texts[0])

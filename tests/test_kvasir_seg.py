@@ -1,209 +1,239 @@
+"""Kvasir-SEG as a source. The files hold no pictures: a source that decoded one would fail here."""
+
 from __future__ import annotations
 
-import logging
-import shutil
+import os
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from vgjax.config import ConfigError
-from vgjax.data import captions
+from vgjax.data.entries import Index, find
 from vgjax.data.sources import kvasir_seg
-
-FRACTIONS: dict[str, Any] = {"seed": 0, "test_fraction": 0.25, "validation_fraction": 0.1}
-
-
-def make_root(folder: Path, count: int = 40, size: tuple[int, int] = (72, 60)) -> Path:
-    """A small dataset of drawn discs in the published layout, noise and all."""
-    rng = np.random.default_rng(0)
-    for name in ("images", "masks"):
-        (folder / name).mkdir(parents=True, exist_ok=True)
-    for number in range(count):
-        width, height = size
-        rows, columns = np.mgrid[:height, :width]
-        x, y, radius = rng.uniform(0.3, 0.7) * width, rng.uniform(0.2, 0.8) * height, rng.uniform(5, 16)
-        disc = (columns - x) ** 2 + (rows - y) ** 2 < radius**2
-        base = rng.uniform(0.4, 1) * np.array([230, 140, rng.uniform(60, 130)])
-        picture = np.where(disc[..., None], base * 0.8, base) + rng.normal(0, 3, (height, width, 3))
-        write(folder / "images" / f"cj{number:02d}.jpg", picture.clip(0, 255).astype(np.uint8))
-        write(folder / "masks" / f"cj{number:02d}.jpg", np.repeat(disc[..., None] * np.uint8(255), 3, 2))
-    return folder
+from vgjax.data.sources.kvasir_seg import SOURCE
 
 
-def write(path: Path, array: np.ndarray) -> None:
-    Image.fromarray(array).save(path, quality=90)
+def touch(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.touch()
+    return path
 
 
-@pytest.fixture(scope="module")
-def root(tmp_path_factory) -> Path:
-    return make_root(tmp_path_factory.mktemp("kvasir") / "Kvasir-SEG")
+@pytest.fixture
+def root(tmp_path) -> Path:
+    root = tmp_path / "above" / "Kvasir-SEG"
+    for name in ("cja", "cjb", "cjc", "cjd"):
+        touch(root / "images" / f"{name}.jpg")
+        touch(root / "masks" / f"{name}.jpg")
+    (root / "kavsir_bboxes.json").write_text("no JSON at all")
+    return root
 
 
-def test_items_follow_the_contract(root):
-    items = list(kvasir_seg.items(str(root), **FRACTIONS))
-    assert [item.id for item in items] == [f"cj{number:02d}" for number in range(40)]
-    for item in items:
-        assert item.image.shape == (60, 72, 3) and item.image.dtype == np.uint8
-        assert item.mask.shape == (60, 72) and item.mask.dtype == np.uint8
-        assert set(np.unique(item.mask)) == {0, 1}
-        assert item.label == "polyp"
-        assert set(item.factors) == {*captions.MEASURED_ANATOMY, *captions.MEASURED_MODALITY}
-        assert {"position", "size"} <= set(item.said) <= set(item.factors)
-        assert any(phrase in item.caption.lower() for phrase in captions.WORDS["size"][item.factors["size"]])
-    assert {item.split for item in items} == {"train", "validation", "test"}
+def read(root: Path) -> Index:
+    """An index whose promises are kept, and kept twice."""
+    index = SOURCE.index(str(root))
+    assert index == SOURCE.index(str(root))
+    pictures = [p for p in find(root, kvasir_seg.SUFFIXES) if p.relative_to(root).parts[0] != "masks"]
+    assert index.present == len(pictures) == len(index.entries) + sum(skip.picture for skip in index.skipped)
+    assert [entry.id for entry in index.entries] == sorted(entry.id for entry in index.entries)
+    return index
 
 
-def test_masks_are_thresholded_not_just_non_zero(root):
-    raw = np.asarray(Image.open(root / "masks" / "cj00.jpg").convert("L"))
-    assert ((raw > 0) & (raw < 100)).any()  # JPEG noise that must not become lesion
-    mask = next(iter(kvasir_seg.items(str(root), **FRACTIONS))).mask
-    np.testing.assert_array_equal(mask, raw > 127)
+def ids(index: Index) -> list[str]:
+    return [entry.id for entry in index.entries]
 
 
-def test_reading_twice_gives_the_same(root):
-    one, two = (list(kvasir_seg.items(str(root), **FRACTIONS)) for _ in range(2))
-    assert [(i.id, i.split, i.caption, i.said) for i in one] == [(i.id, i.split, i.caption, i.said) for i in two]
-    other = list(kvasir_seg.items(str(root), **(FRACTIONS | {"seed": 1})))
-    assert [i.split for i in one] != [i.split for i in other]
-    assert [i.caption for i in one] != [i.caption for i in other]
-
-
-def test_the_split_is_a_property_of_the_id_alone():
-    splits = {name: kvasir_seg.split_of(name, 0, 0.2, 0.05) for name in (f"cju{n}" for n in range(4000))}
-    shares = {split: list(splits.values()).count(split) / 4000 for split in ("train", "validation", "test")}
-    assert shares == pytest.approx({"train": 0.75, "validation": 0.05, "test": 0.2}, abs=0.02)
-    # A pin: a dataset prepared today and one prepared by a later version must agree on what is held out.
-    assert [kvasir_seg.split_of(f"cju{n}", 0, 0.2, 0.05) for n in range(8)] == [
-        "train",
-        "train",
-        "test",
-        "train",
-        "train",
-        "train",
-        "validation",
-        "train",
-    ]
-
-
-def test_levels_are_fitted_to_the_training_split_alone(root, tmp_path):
-    held_out = [item.id for item in kvasir_seg.items(str(root), **FRACTIONS) if item.split != "train"]
-    before = kvasir_seg.thresholds(str(root), **FRACTIONS)
-    changed = make_root(tmp_path / "changed")
-    for name in held_out:
-        write(changed / "images" / f"{name}.jpg", np.full((60, 72, 3), 250, np.uint8))
-    assert kvasir_seg.thresholds(str(changed), **FRACTIONS) == before
-    train = next(item.id for item in kvasir_seg.items(str(root), **FRACTIONS) if item.split == "train")
-    write(changed / "images" / f"{train}.jpg", np.full((60, 72, 3), 250, np.uint8))
-    assert kvasir_seg.thresholds(str(changed), **FRACTIONS) != before
-
-
-def test_position_and_size_can_be_read_back_from_the_mask(root):
-    bounds = kvasir_seg.thresholds(str(root), **FRACTIONS)
-    for item in kvasir_seg.items(str(root), **FRACTIONS):
-        expected = {name: item.factors[name] for name in ("position", "size")}
-        assert captions.levels_from_mask(item.mask, bounds) == expected
-
-
-def test_what_cannot_be_used_is_skipped_and_counted(tmp_path, caplog):
-    root = make_root(tmp_path / "root", count=12)
-    (root / "masks" / "cj01.jpg").unlink()
-    (root / "images" / "cj02.jpg").unlink()
-    (root / "images" / "cj03.jpg").write_bytes(b"not a picture")
-    damaged = (root / "images" / "cj04.jpg").read_bytes()
-    (root / "images" / "cj04.jpg").write_bytes(damaged[: len(damaged) // 2])
-    write(root / "masks" / "cj05.jpg", np.zeros((60, 80, 3), np.uint8))
-    write(root / "masks" / "cj06.jpg", np.zeros((60, 72, 3), np.uint8))
-    skipped: list[tuple[str, str]] = []
-    with caplog.at_level(logging.WARNING):
-        items = list(kvasir_seg.items(str(root), **FRACTIONS, skipped=skipped))
-    assert [item.id for item in items] == ["cj00", "cj07", "cj08", "cj09", "cj10", "cj11"]
-    reasons = {f"{Path(path).parent.name}/{Path(path).name}": reason for path, reason in skipped}
-    assert set(reasons) == {f"images/cj{n:02d}.jpg" for n in (1, 3, 4, 5, 6)} | {"masks/cj02.jpg"}
-    assert reasons["images/cj01.jpg"] == "image without mask"
-    assert reasons["masks/cj02.jpg"] == "mask without image"
-    assert "cannot identify" in reasons["images/cj03.jpg"]
-    assert "truncated" in reasons["images/cj04.jpg"].lower()
-    assert reasons["images/cj05.jpg"] == "image is 72x60 but its mask is 80x60"
-    assert "covers less than" in reasons["images/cj06.jpg"]
-    assert "6 files of Kvasir-SEG left out" in caplog.text
+def reasons(index: Index) -> dict[str, str]:
+    return {skip.path: skip.reason for skip in index.skipped}
 
 
 def refused(root: Path | str) -> str:
     with pytest.raises(ConfigError) as caught:
-        kvasir_seg.check(str(root))
+        SOURCE.check(str(root))
     with pytest.raises(ConfigError) as later:
-        kvasir_seg.items(str(root), **FRACTIONS)  # before the first picture is asked for
+        SOURCE.index(str(root))
     assert str(later.value) == str(caught.value)
     assert "data.root" in str(caught.value) and "\n" not in str(caught.value)
     return str(caught.value)
 
 
-def test_a_wrong_folder_is_refused_with_a_remedy(tmp_path):
-    assert "is empty" in refused("")
-    assert "no folder" in refused(tmp_path / "absent")
-    (tmp_path / "a" / "images").mkdir(parents=True)
-    assert "has no masks folder" in refused(tmp_path / "a")
-    (tmp_path / "b").mkdir()
-    assert "has no images and no masks folder" in refused(tmp_path / "b")
-    (tmp_path / "a" / "masks").mkdir()
-    assert "holds no .jpg file" in refused(tmp_path / "a")
-    make_root(tmp_path / "c" / "Kvasir-SEG", count=1)
-    assert f"did you mean '{tmp_path / 'c' / 'Kvasir-SEG'}'" in refused(tmp_path / "c")
-    kvasir_seg.check(str(tmp_path / "c" / "Kvasir-SEG"))
+def test_every_picture_of_the_real_copy_is_used(data_root):
+    root = data_root / "kvasir-seg" / "Kvasir-SEG"
+    SOURCE.check(str(root))
+    index = SOURCE.index(str(root))
+    assert (len(index.entries), index.present, index.skipped) == (800, 800, ())
+    for entry in index.entries:
+        assert entry.image == (root / "images" / f"{entry.id}.jpg").resolve()
+        assert entry.masks == ((root / "masks" / f"{entry.id}.jpg").resolve(),)
+        assert (entry.text, entry.label, entry.group, entry.split) == ("", "polyp", "", "")
 
 
-@pytest.mark.parametrize("name", ["images/cj99.jpg", "masks/cj00.jpg", "images"])
-def test_links_out_of_the_root_are_refused(tmp_path, name):
-    root = make_root(tmp_path / "root", count=2)
-    outside = make_root(tmp_path / "outside", count=2)
-    target = outside / name if name == "images" else outside / "images" / "cj00.jpg"
-    if name == "images":
-        (root / name).rename(root / "old")
-    (root / name).unlink(missing_ok=True)
-    (root / name).symlink_to(target)
+def test_entries_pair_images_with_masks(root):
+    index = read(root)
+    assert ids(index) == ["cja", "cjb", "cjc", "cjd"]
+    assert index.entries[1].image == root / "images" / "cjb.jpg"
+    assert index.entries[1].masks == (root / "masks" / "cjb.jpg",)
+    assert {entry.label for entry in index.entries} == {"polyp"}
+    assert index.skipped == ()
+
+
+def test_suffixes_may_differ_and_be_upper_case(root):
+    (root / "images" / "cja.jpg").rename(root / "images" / "cja.JPG")
+    (root / "masks" / "cjb.jpg").rename(root / "masks" / "cjb.Png")
+    assert ids(read(root)) == ["cja", "cjb", "cjc", "cjd"]
+
+
+def test_what_has_no_partner_is_skipped(root):
+    (root / "masks" / "cja.jpg").unlink()
+    (root / "images" / "cjb.jpg").unlink()
+    index = read(root)
+    assert ids(index) == ["cjc", "cjd"]
+    assert reasons(index) == {"images/cja.jpg": "no mask", "masks/cjb.jpg": "mask without image"}
+
+
+def test_doubles_and_strays_are_skipped(root):
+    touch(root / "images" / "more" / "cja.png")
+    touch(root / "masks" / "cja.png")
+    touch(root / "cover.jpg")
+    index = read(root)
+    assert len(index.entries) == 4
+    assert reasons(index) == {
+        "images/more/cja.png": "same image twice",
+        "masks/cja.png": "same mask twice",
+        "cover.jpg": "not in images or masks",
+    }
+
+
+def test_what_macos_adds_is_ignored(root):
+    for name in ("__MACOSX/Kvasir-SEG/images/cja.jpg", "images/._cja.jpg", "masks/._cja.jpg", "images/.DS_Store"):
+        touch(root / name)
+    index = SOURCE.index(str(root))
+    assert (len(index.entries), index.present, index.skipped) == (4, 4, ())
+
+
+@pytest.mark.parametrize("where", ["root", "above"])
+def test_official_lists_are_the_split(root, where):
+    folder = root if where == "root" else root.parent
+    (folder / "train.txt").write_bytes(b"\xef\xbb\xbfcja\r\n\r\n  cjb.jpg \r\ncja\r\ncjabsent\r\n")
+    (folder / "val.txt").write_text("cjc.JPG\n")
+    index = read(root)
+    assert {entry.id: entry.split for entry in index.entries} == {"cja": "train", "cjb": "train", "cjc": "test"}
+    assert reasons(index) == {"images/cjd.jpg": "in neither list", "cjabsent": "listed without image"}
+
+
+def test_lists_beside_the_images_win(root):
+    for folder, first, second in ((root, "cja\ncjb\n", "cjc\ncjd\n"), (root.parent, "cjc\ncjd\n", "cja\ncjb\n")):
+        (folder / "train.txt").write_text(first)
+        (folder / "val.txt").write_text(second)
+    assert [entry.split for entry in read(root).entries] == ["train", "train", "test", "test"]
+
+
+def test_a_picture_in_both_lists_is_used_for_neither(root):
+    (root / "train.txt").write_text("cja\ncjb\n")
+    (root / "val.txt").write_text("cjb\ncjc\ncjd\n")
+    index = read(root)
+    assert ids(index) == ["cja", "cjc", "cjd"]
+    assert reasons(index) == {"images/cjb.jpg": "in both lists"}
+
+
+def test_lists_of_something_else_are_refused(root):
+    (root.parent / "val.txt").write_text("cja\n")
+    assert {entry.split for entry in read(root).entries} == {""}  # one alone in the folder above is not the dataset's
+    (root / "val.txt").write_text("cja\n")
+    assert "only one of train.txt and val.txt" in refused(root)
+    (root / "train.txt").mkdir()
+    assert "only one of train.txt and val.txt" in refused(root)
+    (root / "train.txt").rmdir()
+    (root / "train.txt").touch()
+    (root / "val.txt").write_text("0001\n0002\n")
+    with pytest.raises(ConfigError, match="name none of the pictures"):
+        SOURCE.index(str(root))
+
+
+def test_hostile_lists_are_counted(root):
+    (root / "train.txt").write_bytes(b"cja\n../../secret\n/etc/passwd\ncj\xff\xfe\n\0\n" + b"x" * 100_000 + b"\n")
+    (root / "val.txt").write_bytes(b'cjb\n"cjc"\ncj\nd\n')
+    touch(root.parent.parent / "secret.jpg")
+    index = read(root)
+    assert ids(index) == ["cja", "cjb"]
+    listed = [skip for skip in index.skipped if not skip.picture]
+    assert {skip.reason for skip in listed} == {"listed without image"}
+    names = {skip.path for skip in listed}
+    assert names == {"../../secret", "/etc/passwd", "cj\ufffd\ufffd", "\0", "x" * 200, '"cjc"', "cj", "d"}
+
+
+def test_links_never_lead_out_of_the_root(root):
+    secret = touch(root.parent / "secret.jpg")
+    touch(root.parent / "folder" / "cjz.jpg")
+    (root / "images" / "cjout.jpg").symlink_to(secret)
+    (root / "masks" / "cja.jpg").unlink()
+    (root / "masks" / "cja.jpg").symlink_to("../../secret.jpg")
+    (root / "images" / "cjloop.jpg").symlink_to("cjloop.jpg")
+    (root / "images" / "cjnowhere.jpg").symlink_to("absent.jpg")
+    (root / "images" / "circle").symlink_to(root)
+    (root / "images" / "away").symlink_to(root.parent / "folder")
+    index = read(root)
+    assert ids(index) == ["cjb", "cjc", "cjd"]
+    assert reasons(index) == {
+        "images/cja.jpg": "no mask",
+        "images/cjloop.jpg": "not a file",
+        "images/cjnowhere.jpg": "not a file",
+        "images/cjout.jpg": "outside the root",
+        "masks/cja.jpg": "outside the root",
+    }
+
+
+def test_a_folder_that_links_out_is_refused(root):
+    (root / "masks").rename(root.parent / "masks")
+    (root / "masks").symlink_to(root.parent / "masks")
+    assert "links out of" in refused(root)
+    (root / "masks").unlink()
+    (root / "masks").symlink_to("masks")
+    assert "has no masks folder" in refused(root)
+    (root / "masks").unlink()
+    (root.parent / "masks").rename(root / "elsewhere")
+    (root / "masks").symlink_to("elsewhere")
+    assert SOURCE.index(str(root)).present == len(SOURCE.index(str(root)).entries) == 4
+
+
+def test_a_list_that_links_out_is_refused(root):
+    (root.parent / "mine.txt").write_text("cja\n")
+    (root / "train.txt").symlink_to("../mine.txt")
+    (root / "val.txt").write_text("cjb\n")
     assert "links out of" in refused(root)
 
 
-def test_links_inside_the_root_and_to_the_root_are_fine(tmp_path):
-    root = make_root(tmp_path / "root", count=12)
-    (root / "images" / "cj90.jpg").symlink_to(root / "images" / "cj00.jpg")
-    (root / "masks" / "cj90.jpg").symlink_to(root / "masks" / "cj00.jpg")
-    (tmp_path / "alias").symlink_to(root)
-    assert [item.id for item in kvasir_seg.items(str(tmp_path / "alias"), **FRACTIONS)][-1] == "cj90"
+def test_what_is_no_file_is_skipped(root):
+    (root / "images" / "cjdir.jpg").mkdir()
+    os.mkfifo(root / "images" / "cjpipe.jpg")  # opening it would wait for ever
+    os.mkfifo(root / "masks" / "cja.jpg.png")
+    bad = os.fsencode(root / "images") + b"/cj\xff.jpg"
+    Path(os.fsdecode(bad)).touch()
+    touch(Path(os.fsdecode(bad.replace(b"images", b"masks"))))
+    index = read(root)
+    assert ids(index) == ["cja", "cjb", "cjc", "cjd"]
+    assert reasons(index) == {
+        "images/cjpipe.jpg": "not a file",
+        "masks/cja.jpg.png": "not a file",
+        "images/cj\ufffd.jpg": "name is not UTF-8",
+        "masks/cj\ufffd.jpg": "name is not UTF-8",
+    }
 
 
-@pytest.mark.parametrize(("test", "validation"), [(-0.1, 0.1), (0.1, -0.1), (0.6, 0.4)])
-def test_fractions_that_leave_nothing_to_train_on_are_refused(root, test, validation):
-    with pytest.raises(ConfigError, match=r"data.test_fraction.*data.validation_fraction"):
-        kvasir_seg.items(str(root), 0, test, validation)
+def test_a_wrong_folder_is_refused_with_a_remedy(root, tmp_path):
+    assert "is empty" in refused("")
+    assert "no folder" in refused(tmp_path / "absent")
+    assert "no folder" in refused("nul\0byte")
+    assert "no folder" in refused(root / "kavsir_bboxes.json")
+    assert f"did you mean '{root}'?" in refused(root.parent)
+    (tmp_path / "bare" / "images").mkdir(parents=True)
+    assert "has no masks folder" in refused(tmp_path / "bare")
+    (tmp_path / "bare" / "masks").mkdir()
+    assert "holds no picture" in refused(tmp_path / "bare")
 
 
-def test_a_folder_without_a_usable_training_picture_is_refused(tmp_path):
-    root = make_root(tmp_path / "root", count=2)
-    for path in (root / "images").iterdir():
-        path.write_bytes(b"")
-    with pytest.raises(ConfigError, match="of the 0 usable pictures"):
-        list(kvasir_seg.items(str(root), **FRACTIONS))
-
-
-def test_the_real_dataset(data_root, tmp_path):
-    source = data_root / "kvasir-seg" / "Kvasir-SEG"
-    if not source.is_dir():
-        pytest.skip(f"Kvasir-SEG not found at {source}")
-    kvasir_seg.check(str(source))
-    for name in ("images", "masks"):
-        (tmp_path / name).mkdir()
-        for path in sorted((source / name).glob("*.jpg"))[::5]:  # every fifth: the whole takes ten seconds
-            shutil.copy(path, tmp_path / name)
-    skipped: list[tuple[str, str]] = []
-    items = list(kvasir_seg.items(str(tmp_path), 0, 0.2, 0.05, skipped))
-    assert skipped == [] and len(items) == len(list((tmp_path / "images").iterdir())) > 100
-    train = [item for item in items if item.split == "train"]
-    assert 0.65 < len(train) / len(items) < 0.85
-    for factor, levels in captions.WORDS.items():
-        shares = {level: np.mean([item.factors[factor] == level for item in train]) for level in levels}
-        assert min(shares.values()) > 0, f"{factor} has a level that never occurs: {shares}"
-    assert all(0.003 < item.mask.mean() < 0.9 for item in items)
+def test_a_folder_of_which_nothing_is_usable_is_refused(root):
+    for mask in list((root / "masks").iterdir()):
+        mask.rename(mask.with_name("other-" + mask.name))
+    with pytest.raises(ConfigError, match=r"no usable picture \(8 skipped, the first: images/cja.jpg: no mask\)"):
+        SOURCE.index(str(root))

@@ -10,7 +10,6 @@ from pathlib import Path
 import pytest
 
 from configs import kvasir_seg, phantom
-from vgjax import config as configs
 from vgjax import run as runs
 from vgjax.config import ConfigError
 
@@ -113,10 +112,3 @@ def test_modes_ask_for_what_comes_before(tmp_path):
     for mode, match in (("sample", "no trained model"), ("evaluate", "not trained"), ("report", "mode=evaluate")):
         with pytest.raises(ConfigError, match=match):
             runs.MODES[mode](run, "a small round lesion")
-
-
-def test_sources_that_do_not_exist_yet_say_so():
-    c = phantom.get_config()
-    c.data.source = "busi"
-    with pytest.raises(ConfigError, match="not built yet"):
-        configs.from_config_dict(c)

@@ -1,53 +1,105 @@
+"""Preparation from source files to records: accounted for, resumable, and the same each time."""
+
 from __future__ import annotations
 
+import csv
 import json
+import pathlib
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from configs import folder as folder_config
 from configs import phantom as phantom_config
+from tests import hostile
 from vgjax import config as configs
-from vgjax.data import prepare, records
+from vgjax.config import ConfigError
+from vgjax.data import builder, decode, parts, plan, prepare, records, splits
+from vgjax.data.entries import Entry
 
 
-def config(**changes):
+def phantom(**changes):
     c = phantom_config.get_config("smoke")
     c.update_from_flattened_dict({"data.train_items": 12, "data.validation_items": 6, "data.test_items": 5, **changes})
     return configs.from_config_dict(c)
 
 
-def rows(folder, split, *kinds):
-    return list(records.ZippedRecords([folder / f"{kind}-{split}.array_record" for kind in kinds]))
+def own(root, **changes):
+    c = folder_config.get_config("smoke")
+    fixed = {"data.root": str(root), "data.workers": 1, "data.validation_fraction": 0.2}
+    c.update_from_flattened_dict({**fixed, **changes})
+    return configs.from_config_dict(c)
+
+
+def make_root(root: pathlib.Path, count: int = 24, repeated: int = 0, groups: int = 0) -> pathlib.Path:
+    """Drawn discs with captions; the last `repeated` pictures nearly repeat the first."""
+    rng = np.random.default_rng(0)
+    (root / "images").mkdir(parents=True)
+    (root / "masks").mkdir()
+    table = [["file_name", "text", "label", "mask", *(["group"] * bool(groups))]]
+    for number in range(count):
+        noise = np.random.default_rng(number)
+        look = np.random.default_rng(number if number < count - repeated else number - (count - repeated))
+        y, x = np.mgrid[:48, :60]
+        disc = np.hypot(x - look.uniform(15, 45), y - look.uniform(15, 33)) < look.uniform(6, 14)
+        field = np.asarray(Image.fromarray(look.uniform(40, 200, (4, 5)).astype(np.uint8)).resize((60, 48)))
+        picture = np.where(disc, 255 - field, field)[..., None] + noise.normal(0, 1, (48, 60, 3))
+        Image.fromarray(picture.clip(0, 255).astype(np.uint8)).save(root / "images" / f"p{number:02d}.png")
+        Image.fromarray((disc * 255).astype(np.uint8)).save(root / "masks" / f"p{number:02d}.png")
+        row = [f"p{number:02d}.png", f"A disc, number {number}.", "ab"[number % 2], f"p{number:02d}.png"]
+        table.append([*row, *([f"g{number % groups}"] if groups else [])])
+    with (root / "metadata.csv").open("w", newline="") as file:
+        csv.writer(file).writerows(table)
+    rng.shuffle(table)
+    return root
+
+
+def rows(folder, split, name="phantom"):
+    source = builder.Pictures(folder, name, split)
+    texts = records.Records(folder / f"text-{split}.array_record")
+    return list(records.ZippedRecords({"images": source, "text": texts}))
+
+
+def all_rows(folder, name="folder"):
+    return {split: rows(folder, split, name) for split in ("train", "validation", "test")}
+
+
+def report(folder):
+    return json.loads((folder / "prepare_report.json").read_text())
+
+
+# ---------------------------------------------------------------- phantom
 
 
 def test_records_hold_pictures_captions_and_embeddings(tmp_path):
-    assert prepare.prepare(config(), tmp_path) == {"train": 12, "validation": 6, "test": 5}
-    row = rows(tmp_path, "train", "images", "text")[0]
+    assert prepare.prepare(phantom(), tmp_path) == {"train": 12, "validation": 6, "test": 5}
+    row = rows(tmp_path, "train")[0]
     assert records.from_png(row["image"]).shape == (32, 32, 3)
     assert set(np.unique(records.from_png(row["mask"]))) == {0, 1}
     assert row["embedding"].shape == (1024,)
     assert set(row["said"]) <= set(row["factors"])
     manifest = json.loads((tmp_path / "manifest.json").read_text())
-    assert manifest["skipped"] == []
+    assert manifest["skipped"] == 0
     assert len(manifest["sha256"]) == 6
+    assert manifest["config"]["data"]["train_items"] == 12 and "numpy" in manifest["versions"]
 
 
 def test_prepared_records_are_left_alone_and_equal_when_made_again(tmp_path):
-    prepare.prepare(config(), tmp_path / "a")
-    before = (tmp_path / "a" / "images-train.array_record").stat().st_mtime_ns
-    prepare.prepare(config(), tmp_path / "a")
-    assert (tmp_path / "a" / "images-train.array_record").stat().st_mtime_ns == before
-    prepare.prepare(config(), tmp_path / "b")
+    prepare.prepare(phantom(), tmp_path / "a")
+    before = (tmp_path / "a" / "text-train.array_record").stat().st_mtime_ns
+    prepare.prepare(phantom(), tmp_path / "a")
+    assert (tmp_path / "a" / "text-train.array_record").stat().st_mtime_ns == before
+    prepare.prepare(phantom(), tmp_path / "b")
     hashes = [json.loads((tmp_path / n / "manifest.json").read_text())["sha256"] for n in "ab"]
     assert hashes[0] == hashes[1]
 
 
 def test_shuffled_captions_leave_test_alone(tmp_path):
     for name, on in (("plain", False), ("shuffled", True)):
-        prepare.prepare(config(**{"data.shuffle_captions": on}), tmp_path / name)
+        prepare.prepare(phantom(**{"data.shuffle_captions": on}), tmp_path / name)
     captions = {
-        n: {s: [r["caption"] for r in rows(tmp_path / n, s, "images")] for s in ("train", "test")}
-        for n in ("plain", "shuffled")
+        n: {s: [r["caption"] for r in rows(tmp_path / n, s)] for s in ("train", "test")} for n in ("plain", "shuffled")
     }
     assert captions["plain"]["test"] == captions["shuffled"]["test"]
     assert captions["plain"]["train"] != captions["shuffled"]["train"]
@@ -56,23 +108,223 @@ def test_shuffled_captions_leave_test_alone(tmp_path):
 
 def test_noise_factors_change_nothing_but_factors_and_label(tmp_path):
     for name, on in (("plain", False), ("noise", True)):
-        prepare.prepare(config(**{"data.noise_factors": on}), tmp_path / name)
-    for a, b in zip(*(rows(tmp_path / n, "train", "images", "text") for n in ("plain", "noise")), strict=True):
+        prepare.prepare(phantom(**{"data.noise_factors": on}), tmp_path / name)
+    for a, b in zip(*(rows(tmp_path / n, "train") for n in ("plain", "noise")), strict=True):
         assert a["factors"] != b["factors"]
         assert a["label"] != b["label"]
         assert (a["image"], a["mask"], a["caption"]) == (b["image"], b["mask"], b["caption"])
         np.testing.assert_array_equal(a["embedding"], b["embedding"])
 
 
+# ---------------------------------------------------------------- geometry
+
+
 @pytest.mark.parametrize("shape", [(40, 64), (64, 40), (64, 64)])
-def test_resize_takes_the_centre_square(shape):
+@pytest.mark.parametrize("aspect", ["crop", "pad", "stretch"])
+def test_image_and_mask_share_their_geometry(shape, aspect):
     image, mask = np.zeros((*shape, 3), np.uint8), np.zeros(shape, np.uint8)
     centre = tuple(slice(n // 2 - 10, n // 2 + 10) for n in shape)
     image[centre], mask[centre] = 255, 1
-    small, small_mask = prepare.resize(image, mask, 32)
-    assert small.shape == (32, 32, 3)
-    rows_found, columns_found = np.nonzero(small_mask)
-    side = 20 * 32 / min(shape)
-    np.testing.assert_allclose([np.ptp(rows_found) + 1, np.ptp(columns_found) + 1], side, atol=1)
-    np.testing.assert_allclose([rows_found.mean(), columns_found.mean()], 15.5, atol=0.6)
-    assert small[16, 16].tolist() == [255, 255, 255]
+    small, small_mask = decode.square(image, mask, 32, aspect)
+    assert small.shape == (32, 32, 3) and small_mask.shape == (32, 32)
+    np.testing.assert_array_equal(small[..., 0] > 127, small_mask > 0)
+    found = [np.ptp(axis) + 1 for axis in np.nonzero(small_mask)]
+    side = {"crop": (min(shape),) * 2, "pad": (max(shape),) * 2, "stretch": shape}[aspect]
+    np.testing.assert_allclose(found, [20 * 32 / n for n in side], atol=1)
+
+
+# ---------------------------------------------------------------- a folder of files
+
+
+def test_a_folder_becomes_records_with_its_own_text(tmp_path):
+    root = make_root(tmp_path / "data")
+    counts = prepare.prepare(own(root), tmp_path / "records")
+    assert sum(counts.values()) == 24
+    made = [row for split in all_rows(tmp_path / "records").values() for row in split]
+    for row in made:
+        number = int("".join(c for c in pathlib.Path(row["id"]).stem if c.isdigit()))
+        assert row["caption"] == f"A disc, number {number}."
+        assert row["label"] == "ab"[number % 2]
+        assert 0 < records.from_png(row["mask"]).mean() < 0.5
+    assert report(tmp_path / "records")["used"] == report(tmp_path / "records")["present"] == 24
+    assert not (tmp_path / "records" / "parts").exists()
+
+
+def test_worker_processes_change_nothing(tmp_path, monkeypatch):
+    root = make_root(tmp_path / "data")
+    monkeypatch.setattr(parts, "CHUNK", 8)
+    for workers in (1, 2):
+        monkeypatch.setattr(parts, "FEW", 0)
+        prepare.prepare(own(root, **{"data.workers": workers}), tmp_path / str(workers))
+    one, two = (json.loads((tmp_path / n / "manifest.json").read_text())["sha256"] for n in "12")
+    assert one == two
+
+
+def test_a_stopped_preparation_goes_on(tmp_path, monkeypatch):
+    root = make_root(tmp_path / "data")
+    monkeypatch.setattr(parts, "CHUNK", 6)
+    decoded: list[str] = []
+    real = decode.decode
+
+    def counting(entry: Entry, settings):
+        if len(decoded) == 15:
+            raise KeyboardInterrupt
+        decoded.append(entry.id)
+        return real(entry, settings)
+
+    monkeypatch.setattr(decode, "decode", counting)
+    with pytest.raises(KeyboardInterrupt):
+        prepare.prepare(own(root), tmp_path / "records")
+    assert not (tmp_path / "records" / "manifest.json").exists()
+    monkeypatch.setattr(decode, "decode", lambda entry, settings: decoded.append(entry.id) or real(entry, settings))
+    prepare.prepare(own(root), tmp_path / "records")
+    assert len(decoded) == 15 + 24 - 12  # two whole chunks of six were kept
+    monkeypatch.setattr(decode, "decode", real)
+    prepare.prepare(own(root), tmp_path / "again")
+    hashes = [json.loads((tmp_path / n / "manifest.json").read_text())["sha256"] for n in ("records", "again")]
+    assert hashes[0] == hashes[1]
+
+
+def test_a_replaced_picture_is_decoded_again(tmp_path, monkeypatch):
+    root = make_root(tmp_path / "data")
+    settings = decode.Settings(str(root), 32, "crop", 10**6, plan.vocabulary_of("folder"))
+    entries = [Entry("p00", root / "images" / "p00.png", (root / "masks" / "p00.png",))]
+    first = parts.Parts(tmp_path / "parts", entries, settings)
+    first.decode(1)
+    before = next(iter(first))["sha256"]
+    Image.new("RGB", (60, 48), "red").save(root / "images" / "p00.png")
+    second = parts.Parts(tmp_path / "parts", entries, settings)
+    second.decode(1)
+    assert next(iter(second))["sha256"] != before
+    assert len(list((tmp_path / "parts").iterdir())) == 1
+
+
+def test_near_duplicates_never_cross_splits(tmp_path):
+    root = make_root(tmp_path / "data", count=60, repeated=20)
+    prepare.prepare(own(root, **{"data.test_fraction": 0.4}), tmp_path / "records")
+    place = {r["id"]: (s, r["group"]) for s, made in all_rows(tmp_path / "records").items() for r in made}
+    names = sorted(place)
+    for number in range(20):
+        assert place[names[number]] == place[names[40 + number]]
+    assert report(tmp_path / "records")["groups"] == 40
+    assert {split for split, _ in place.values()} == {"train", "validation", "test"}
+
+
+def test_groups_of_the_table_never_cross_splits(tmp_path):
+    root = make_root(tmp_path / "data", count=60, groups=20)
+    prepare.prepare(own(root, **{"data.test_fraction": 0.4}), tmp_path / "records")
+    found = {(r["group"], s) for s, made in all_rows(tmp_path / "records").items() for r in made}
+    assert len(found) == 20 and len({split for _, split in found}) == 3
+    assert report(tmp_path / "records")["leaks"] == []
+
+
+def test_equal_pictures_of_two_patients_stay_together():
+    entries = [Entry(name, pathlib.Path(name), group=name[0]) for name in ("a1", "a2", "b1", "c1")]
+    measured = [{"sha256": digest} for digest in ("x", "y", "y", "z")]
+    assert plan.group(entries, measured) == ["a", "a", "a", "c"]
+
+
+def test_split_lists_are_written_and_read_back(tmp_path):
+    root = make_root(tmp_path / "data")
+    prepare.prepare(own(root), tmp_path / "one")
+    lists = splits.read(tmp_path / "one" / "splits")
+    other = {"train": "test", "test": "train", "validation": "validation"}
+    swapped = {item: other[split] for item, split in lists.items()}
+    splits.write(tmp_path / "lists", swapped)
+    prepare.prepare(own(root, **{"data.splits": str(tmp_path / "lists")}), tmp_path / "two")
+    place = {r["id"]: s for s, made in all_rows(tmp_path / "two").items() for r in made}
+    assert {i for i, s in place.items() if s == "test"} == {i for i, s in swapped.items() if s == "test"}
+    del swapped[min(swapped)]
+    splits.write(tmp_path / "short", swapped)
+    with pytest.raises(ConfigError, match=r"data\.splits.*lack 1 of 24"):
+        prepare.prepare(own(root, **{"data.splits": str(tmp_path / "short")}), tmp_path / "three")
+
+
+@pytest.mark.parametrize("mode", ["own", "measured", "both"])
+def test_captions_come_from_where_the_config_says(tmp_path, mode):
+    root = make_root(tmp_path / "data")
+    prepare.prepare(own(root, **{"data.captions": mode}), tmp_path / "records")
+    made = [row for split in all_rows(tmp_path / "records").values() for row in split]
+    assert all(("A disc" in row["caption"]) == (mode != "measured") for row in made)
+    assert all(("lesion" in row["caption"].lower()) == (mode != "own") for row in made)
+    assert all(bool(row["said"]) == (mode != "own") for row in made)
+    assert not any(row["caption"].endswith(("a.", "b.")) for row in made)  # the class is not told
+
+
+def test_captions_of_a_file_and_the_class_where_asked_for(tmp_path):
+    root = make_root(tmp_path / "data")
+    prepare.prepare(own(root), tmp_path / "one")
+    ids = sorted(splits.read(tmp_path / "one" / "splits"))
+    lines = [json.dumps({"id": name, "caption": f"seen {name}"}) for name in ids[1:]]
+    (tmp_path / "captions.jsonl").write_text("\n".join(lines) + "\n")
+    changes = {"data.captions_file": str(tmp_path / "captions.jsonl"), "data.label_in_caption": True}
+    prepare.prepare(own(root, **changes), tmp_path / "two")
+    made = {r["id"]: r for split in all_rows(tmp_path / "two").values() for r in split}
+    assert made[ids[3]]["caption"] == f"seen {ids[3]}. Class: {made[ids[3]]['label']}."
+    assert made[ids[0]]["caption"].startswith("A disc")
+
+
+def test_thresholds_are_fitted_to_the_training_split_alone(tmp_path):
+    root = make_root(tmp_path / "data")
+    prepare.prepare(own(root), tmp_path / "one")
+    held_out = {i for i, s in splits.read(tmp_path / "one" / "splits").items() if s != "train"}
+    for name in held_out:
+        path = next((root / "images").glob(f"{pathlib.Path(name).stem}.*"))
+        Image.new("RGB", (60, 48), "white").save(path)
+    lists = str(tmp_path / "one" / "splits")
+    prepare.prepare(own(root, **{"data.splits": lists}), tmp_path / "two")
+    one, two = (json.loads((tmp_path / n / "manifest.json").read_text())["thresholds"] for n in ("one", "two"))
+    assert one == two and one
+
+
+def test_hostile_files_are_counted_and_nothing_else_is_lost(tmp_path):
+    root = make_root(tmp_path / "data")
+    made = hostile.make(root / "images")
+    with (root / "metadata.csv").open("a", newline="", errors="surrogateescape") as file:
+        csv.writer(file).writerows([p.name, "hostile", "a", ""] for p in made.values() if p.parent.name == "images")
+    with pytest.raises(ConfigError, match=r"max_bad_fraction' is 0\.05, but \d+ of \d+ pictures cannot be decoded"):
+        prepare.prepare(own(root), tmp_path / "refused")
+    prepare.prepare(own(root, **{"data.max_bad_fraction": 0.95}), tmp_path / "records")
+    found = report(tmp_path / "records")
+    assert found["present"] == found["used"] + found["skipped_pictures"]
+    assert found["used"] >= 24 and found["skipped_pictures"] >= 50
+    assert all(skip["reason"] for skip in found["skipped"])
+
+
+# ---------------------------------------------------------------- damage
+
+
+def flip(path: pathlib.Path, marker: bytes) -> None:
+    data = bytearray(path.read_bytes())
+    data[data.index(marker) + 5] ^= 1
+    path.write_bytes(data)
+
+
+def test_a_flipped_byte_costs_one_record(tmp_path):
+    config = phantom()
+    prepare.prepare(config, tmp_path)
+    whole = rows(tmp_path, "train")
+    shard = builder.shards(tmp_path, "phantom", "train")[0]
+    flip(shard, whole[4]["image"][60:90])
+    assert prepare.verify(config, tmp_path) == {"train": [4], "validation": [], "test": []}
+    assert prepare.damaged(tmp_path)["train"] == [4]
+    kept = records.Kept(builder.Pictures(tmp_path, "phantom", "train"), prepare.damaged(tmp_path)["train"])
+    assert [kept[i]["id"] for i in range(len(kept))] == [row["id"] for row in whole if row is not whole[4]]
+
+
+@pytest.mark.parametrize("which", ["pictures", "text"])
+def test_a_cut_file_is_one_clear_error(tmp_path, which):
+    config = phantom()
+    prepare.prepare(config, tmp_path)
+    texts = tmp_path / "text-train.array_record"
+    path = texts if which == "text" else builder.shards(tmp_path, "phantom", "train")[0]
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(ConfigError, match=r"cannot be opened .*run again") as caught:
+        prepare.verify(config, tmp_path)
+    assert str(path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_an_empty_split_is_refused(tmp_path):
+    root = make_root(tmp_path / "data", count=4)
+    with pytest.raises(ConfigError, match=r"of 4 usable pictures none falls into the split validation.*data\.splits"):
+        prepare.prepare(own(root, **{"data.validation_fraction": 0.0}), tmp_path / "records")

@@ -69,7 +69,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("stage", ["prior", "text", "fusion"])
+@pytest.mark.parametrize("stage", [pytest.param("prior", marks=pytest.mark.slow), "text", "fusion"])
 def test_a_killed_stage_ends_as_an_uninterrupted_one(finished, tmp_path, monkeypatch, stage):
     """Killed between two checkpoints, started again: the same bytes."""
     shutil.copytree(finished.workdir, tmp_path / "run")
@@ -131,7 +131,9 @@ def test_every_part_of_stage_three_gets_gradient(finished):
     # So few validation pictures confirm no direction of the anatomy; open them all.
     basis = jax.tree.map(lambda a: np.random.default_rng(0).normal(size=a.shape).astype(a.dtype), stage.frozen["basis"])
     frozen = {**stage.frozen, "basis": basis}
-    grads = jax.grad(lambda p: stage.loss(p, {}, frozen, batch, jax.random.key(0))[0]["denoise"].mean())(params)
+    grads = jax.jit(jax.grad(lambda p: stage.loss(p, {}, frozen, batch, jax.random.key(0))[0]["denoise"].mean()))(
+        params
+    )
     silent = [
         parallel.path_name(path)
         for path, g in jax.tree_util.tree_leaves_with_path(grads)

@@ -13,6 +13,8 @@ from orbax.checkpoint import v1 as ocp
 
 from vgjax.state import TrainState
 
+SMALL_SLICE_BYTES = 1 << 20
+
 _policies = ocp.training.preservation_policies
 
 
@@ -21,8 +23,12 @@ class Checkpoints:
 
     def __init__(self, folder: pathlib.Path):
         best = _policies.BestN(get_metric_fn=lambda metrics: metrics["score"], reverse=True, n=1)
+        context = ocp.Context()
+        # Cutting small arrays into a slice a device, for all of them to write, costs more than writing them.
+        context.array.saving.min_slice_bytes_for_replica_parallel = SMALL_SLICE_BYTES
         self._checkpointer = ocp.training.Checkpointer(
             folder.absolute(),
+            context=context,
             cleanup_tmp_directories=True,
             preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(2), best]),
         )

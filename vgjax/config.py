@@ -23,7 +23,9 @@ class ConfigError(ValueError):
 
 
 CHOICES: dict[str, tuple[str, ...]] = {
-    "data.source": ("phantom", "kvasir_seg"),
+    "data.source": ("phantom", "ham10000", "kvasir_seg", "busi", "mimic", "covid_cxr", "folder"),
+    "data.aspect": ("crop", "pad", "stretch"),
+    "data.captions": ("own", "measured", "both"),
     "data.intensity": ("dataset", "per_image"),
     "text_encoder.kind": ("hashing", "bert"),
     "prior.variant": ("default", "reference"),
@@ -37,8 +39,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "train.optimizer": ("adamw", "muon"),
     "train.schedule": ("cosine", "constant", "plateau"),
 }
-# Sources that other releases bring; naming them gives the remedy instead of "unknown".
-PLANNED_SOURCES = ("ham10000", "busi", "mimic", "covid_cxr", "folder")
 
 
 def from_config_dict(config: ml_collections.ConfigDict) -> Config:
@@ -94,12 +94,6 @@ def validate(config: Config) -> None:
       ConfigError: naming the key, its value and the remedy.
     """
     flat = config.flat()
-    if config.data.source in PLANNED_SOURCES:
-        root = config.data.root or "not set: give --config.data.root=FOLDER"
-        raise ConfigError(
-            f"config key 'data.source' is '{config.data.source}' (data.root is {root}), whose reader is not built yet:"
-            " use configs/phantom.py or configs/kvasir_seg.py"
-        )
     for key, allowed in CHOICES.items():
         for name, value in flat.items():
             if (name == key or name.endswith("." + key)) and value not in allowed:
@@ -113,7 +107,7 @@ def validate(config: Config) -> None:
 
 _MAY_BE_ZERO = ("seed", "warmup_steps", "weight_", "ema_decay", "dropout", "noise", "decay", "items", "clip_norm",
                 "adam_b1", "guidance", "fraction", "components", "refine", "rank", "position_cells",
-                "image_size")  # fmt: skip
+                "image_size", "workers")  # fmt: skip
 _FRACTIONS = ("ema_decay", "dropout", "adam_b1", "adam_b2", "fraction")
 
 
@@ -204,9 +198,10 @@ def _validate_combinations(config: Config) -> None:
         )
     if config.text_encoder.kind == "bert" and not config.text_encoder.path:
         raise ConfigError("config key 'text_encoder.path' is empty: name the folder or hub id of the BERT weights")
-    if config.data.source == "kvasir_seg" and not config.data.root:
+    if config.data.source != "phantom" and not config.data.root:
         raise ConfigError(
-            "config key 'data.root' is empty: name the folder that holds images/ and masks/ (--config.data.root=FOLDER)"
+            f"config key 'data.root' is empty: name the folder of the dataset {config.data.source}"
+            " (--config.data.root=FOLDER)"
         )
     if config.evaluate.readout == "phantom" and config.data.source != "phantom":
         raise ConfigError(

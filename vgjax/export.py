@@ -12,7 +12,6 @@ from safetensors.numpy import save_file
 
 from vgjax import checkpoint, pipeline, weights
 from vgjax.config import Config, ConfigError
-from vgjax.data import records
 from vgjax.models import lora
 from vgjax.sample import Sampler
 from vgjax.stages.stage import Run
@@ -126,7 +125,7 @@ def _example_inputs(run: Run, prompt: str) -> dict[str, np.ndarray]:
     if prompt:
         texts = [prompt]
     else:
-        rows = records.ZippedRecords([run.records("images", "test")], ("caption",))
+        rows = run.rows(["images"], "test", ["caption"])
         texts = [rows[i]["caption"] for i in range(min(EXAMPLE_PROMPTS, len(rows)))]
     factors = Sampler(run).factors(texts)
     height, width, channels = pipeline.latent_shape(run.config)

@@ -74,6 +74,7 @@ def prepare(run: Run, prompt: str = "") -> None:
     """Writes the records."""
     counts = preparation.prepare(run.config, run.workdir / "records")
     logging.info("pictures: %s", ", ".join(f"{n} {split}" for split, n in counts.items()))
+    preparation.verify(run.config, run.workdir / "records")
     latents.write(run)
 
 
@@ -103,7 +104,8 @@ def check_weights(run: Run) -> None:
 def evaluate(run: Run, prompt: str = "") -> None:
     """Measures control and writes metrics.json."""
     values = evaluation.evaluate(run)
-    logging.info("control accuracy, mean over factors: %.3f", values["control/accuracy_mean"])
+    if "control/accuracy_mean" in values:
+        logging.info("control accuracy, mean over factors: %.3f", values["control/accuracy_mean"])
 
 
 def report(run: Run, prompt: str = "") -> None:

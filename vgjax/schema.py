@@ -15,8 +15,16 @@ class Data:
     train_items: int
     validation_items: int
     test_items: int
+    aspect: str
+    captions: str
+    captions_file: str
+    label_in_caption: bool
+    splits: str
     validation_fraction: float
     test_fraction: float
+    max_bad_fraction: float
+    max_pixels: int
+    workers: int
     intensity: str
     shuffle_captions: bool
     noise_factors: bool

@@ -1,25 +1,69 @@
-"""Captions for pictures that come without text: attributes are measured, put into levels, and said in words.
+"""Captions measured on picture and mask: attributes are put into levels, and those are said in a vocabulary's words.
 
 Everything is measured on the whole picture stretched to a square, which is what the pipeline trains on and generates:
-a caption is true of the square, and the same functions read position and size back from a generated picture.
-Written for endoscopy (one lesion, a polyp, on mucosa).
+a caption is true of the square, and the same functions read position and size back from a generated picture. The
+default vocabulary is that of endoscopy (one lesion, a polyp, on mucosa). Class names enter only where they are handed
+over for it.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
-from skimage.measure import label, regionprops
+from scipy.ndimage import distance_transform_edt
+from skimage.measure import label as connected
+from skimage.measure import regionprops
 
-MEASURED_ANATOMY = ("position", "size", "shape")
-MEASURED_MODALITY = ("colour", "brightness")
+from vgjax.config import ConfigError
+from vgjax.data.vocabulary import (
+    BRIGHTNESSES,
+    COLOURS,
+    MEASURED_ANATOMY,
+    MEASURED_MODALITY,
+    POLYP,
+    POSITIONS,
+    SHAPES,
+    SIZES,
+    WORDS,
+    Vocabulary,
+    article,
+)
+
+# The words of endoscopy, under the names by which their readers know them.
+__all__ = [
+    "BRIGHTNESSES",
+    "COLOURS",
+    "MEASURED_ANATOMY",
+    "MEASURED_MODALITY",
+    "POSITIONS",
+    "SHAPES",
+    "SIZES",
+    "WORDS",
+    "Caption",
+    "Vocabulary",
+    "attribute_levels",
+    "caption",
+    "choose_said",
+    "describe",
+    "fit_thresholds",
+    "levels_from_mask",
+    "measure_attributes",
+    "mirrored",
+    "picture_style",
+    "position_and_size",
+]
+
 ALWAYS_SAID = ("position", "size")
+MODES = ("own", "measured", "both")
 
 MEASURED_SIDE = 128  # pixels; finer detail changes no level and costs time
 MIN_AREA_FRACTION = 0.001  # less than this is specks, not a lesion
 FIELD_GREY = 25  # 0..255; darker pixels are the black frame around the endoscope's field of view
+SURROUND = 0.5  # width of the ring that a lesion is compared with, in radii of the disc of its area
 
 Thresholds = Mapping[str, Sequence[float]]
 
@@ -31,55 +75,36 @@ QUANTILES: dict[str, tuple[float, ...]] = {
     "area_fraction": (1 / 3, 2 / 3),
     "solidity": (0.25,),
     "axis_ratio": (0.5,),
+    "border": (1 / 3, 2 / 3),
+    "lesion_contrast": (1 / 3, 2 / 3),
     "warmth": (1 / 3, 2 / 3),
     "brightness": (1 / 3, 2 / 3),
 }
+# What decides the level of each factor.
+ATTRIBUTES: dict[str, tuple[str, ...]] = {
+    "position": ("centre_x", "centre_y"),
+    "size": ("area_fraction",),
+    "shape": ("solidity", "axis_ratio"),
+    "border": ("border",),
+    "colour": ("warmth",),
+    "contrast": ("lesion_contrast",),
+    "brightness": ("brightness",),
+}
+SIDED = re.compile(r"(?<![a-z])(left|right)(?=(?:wards?|most|sided)?(?![a-z]))", re.IGNORECASE)
 
-POSITIONS = (
-    ("upper left", "upper centre", "upper right"),
-    ("middle left", "centre", "middle right"),
-    ("lower left", "lower centre", "lower right"),
-)
-SIZES = ("small", "medium", "large")
-SHAPES = ("irregular", "oval", "round")
-COLOURS = ("pink", "salmon", "orange")
-BRIGHTNESSES = ("dark", "normal", "bright")
 
-# The whole words "left" and "right" occur in positions only, so that swapping them mends a flipped picture's caption.
-WORDS: dict[str, dict[str, tuple[str, ...]]] = {
-    "position": {
-        "upper left": ("in the upper left", "at the top left"),
-        "upper centre": ("in the upper centre", "at the top"),
-        "upper right": ("in the upper right", "at the top right"),
-        "middle left": ("in the middle left", "on the left"),
-        "centre": ("in the centre", "in the middle"),
-        "middle right": ("in the middle right", "on the right"),
-        "lower left": ("in the lower left", "at the bottom left"),
-        "lower centre": ("in the lower centre", "at the bottom"),
-        "lower right": ("in the lower right", "at the bottom right"),
-    },
-    "size": {"small": ("small", "little"), "medium": ("medium-sized", "mid-sized"), "large": ("large", "big")},
-    "shape": {"irregular": ("irregular", "lobed"), "oval": ("oval", "elongated"), "round": ("round", "rounded")},
-    "colour": {"pink": ("pink", "pale pink"), "salmon": ("salmon", "peach"), "orange": ("orange", "deep orange")},
-    "brightness": {
-        "dark": ("dimly lit", "dark"),
-        "normal": ("evenly lit", "moderately lit"),
-        "bright": ("brightly lit", "bright"),
-    },
-}
-ANATOMY_PATTERNS = {
-    True: ("{lesion} {position}", "{lesion} is seen {position}", "{position} there is {lesion}"),
-    False: ("{lesion}", "{lesion} is seen", "there is {lesion}"),
-}
-MODALITY_PATTERNS = {
-    ("colour", "brightness"): (
-        "the mucosa is {colour} and {brightness}",
-        "{brightness} view of {colour} mucosa",
-        "{colour} mucosa, {brightness}",
-    ),
-    ("colour",): ("the mucosa is {colour}", "view of {colour} mucosa", "{colour} mucosa"),
-    ("brightness",): ("the mucosa is {brightness}", "{brightness} view", "{brightness} picture"),
-}
+class Caption(NamedTuple):
+    """A caption with what is known of it.
+
+    Attributes:
+      text: what the text stages see.
+      levels: factor -> level, measured.
+      said: the factors that the text names; of the dataset's own words nothing is known.
+    """
+
+    text: str
+    levels: dict[str, str]
+    said: tuple[str, ...]
 
 
 def _square(array: np.ndarray) -> np.ndarray:
@@ -90,25 +115,29 @@ def _square(array: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(array).resize((side, side), Image.Resampling.BOX))
 
 
-def _lesion(mask_HW: np.ndarray):
-    """skimage's region properties of the largest connected lesion in a mask (non-zero inside), or None."""
+def _lesion(mask_HW: np.ndarray, vocabulary: Vocabulary):
+    """skimage's region properties of what a mask (non-zero inside) outlines and the side of the square, or None.
+
+    Where the lesion is one thing, that is the largest connected part.
+    """
     square = _square((np.asarray(mask_HW) > 0).astype(np.uint8) * 255) > 127
-    regions = regionprops(label(square))
+    regions = regionprops(connected(square) if vocabulary.single else square.astype(np.uint8))
     largest = max(regions, key=lambda region: region.area, default=None)
     return None if largest is None or largest.area < MIN_AREA_FRACTION * square.size else (largest, square.shape[0])
 
 
-def position_and_size(mask_HW: np.ndarray) -> dict[str, float] | None:
-    """Where the largest connected lesion of a mask lies and how large it is.
+def position_and_size(mask_HW: np.ndarray, vocabulary: Vocabulary = POLYP) -> dict[str, float] | None:
+    """Where the lesion of a mask lies and how large it is.
 
     Args:
       mask_HW: (H, W), non-zero inside the lesion.
+      vocabulary: says whether the lesion is the largest connected part or all of the mask.
 
     Returns:
       `centre_x`, `centre_y` in 0..1 from the upper left corner, and `area_fraction` of the picture; None
       where less than `MIN_AREA_FRACTION` is covered.
     """
-    lesion = _lesion(mask_HW)
+    lesion = _lesion(mask_HW, vocabulary)
     return None if lesion is None else _geometry(*lesion)
 
 
@@ -144,82 +173,113 @@ def picture_style(image_HWC: np.ndarray) -> dict[str, float]:
     }
 
 
-def measure_attributes(image_HWC: np.ndarray, mask_HW: np.ndarray) -> dict[str, float]:
+def measure_attributes(image_HWC: np.ndarray, mask_HW: np.ndarray, vocabulary: Vocabulary = POLYP) -> dict[str, float]:
     """Raw numbers of one picture: `position_and_size`, the lesion's outline, and `picture_style`.
 
     The outline is given by `solidity` (area over that of the convex hull), `axis_ratio` (minor over major axis of the
-    ellipse with the same second moments) and `eccentricity` of that ellipse, all in 0..1.
+    ellipse with the same second moments) and `eccentricity` of that ellipse, all in 0..1, and by `border`: perimeter^2
+    over 4 pi area, 1 for a disc, divided by solidity. `lesion_contrast` is the difference of the mean greys of the
+    lesion and of a ring around it over their sum, in 0..1.
 
     Args:
       image_HWC: (H, W, 3) uint8.
       mask_HW: (H, W), non-zero inside the lesion.
+      vocabulary: says what the lesion is, and whether there may be none: then the style alone is returned.
 
     Raises:
-      ValueError: the mask is (nearly) empty.
+      ValueError: the mask is (nearly) empty and the vocabulary has no words for that.
     """
-    lesion = _lesion(mask_HW)
+    lesion = _lesion(mask_HW, vocabulary)
     if lesion is None:
+        if vocabulary.empty:
+            return picture_style(image_HWC)
         raise ValueError(f"the mask covers less than {MIN_AREA_FRACTION:.1%} of the picture")
     region, side = lesion
     outline = {
         "solidity": float(region.solidity),
         "axis_ratio": float(region.axis_minor_length / region.axis_major_length) if region.axis_major_length else 1.0,
         "eccentricity": float(region.eccentricity),
+        "border": float(region.perimeter**2 / (4 * np.pi * region.area * region.solidity)),
+        "lesion_contrast": _lesion_contrast(image_HWC, region, side),
     }
     return _geometry(region, side) | outline | picture_style(image_HWC)
 
 
-def fit_thresholds(attributes: Sequence[Mapping[str, float]]) -> dict[str, tuple[float, ...]]:
-    """Where levels part: the `QUANTILES` of the given (training) pictures' attributes.
+def _lesion_contrast(image_HWC: np.ndarray, region, side: int) -> float:
+    inside = np.zeros((side, side), bool)
+    inside[tuple(region.coords.T)] = True
+    grey = np.asarray(Image.fromarray(image_HWC).resize((side, side), Image.Resampling.BOX)).mean(axis=-1)
+    width = max(2.0, SURROUND * np.sqrt(region.area / np.pi))
+    ring = ~inside & (distance_transform_edt(~inside) <= width)
+    if not ring.any():  # the lesion fills the picture
+        return 0.0
+    lesion, surround = grey[inside].mean(), grey[ring].mean()
+    return float(abs(lesion - surround) / max(lesion + surround, 1.0))
+
+
+def fit_thresholds(
+    attributes: Sequence[Mapping[str, float]], vocabulary: Vocabulary = POLYP
+) -> dict[str, tuple[float, ...]]:
+    """Where levels part: the `QUANTILES` of those of the given (training) pictures that have the attribute.
 
     Raises:
       ValueError: there is no picture to fit to.
     """
     if not attributes:
         raise ValueError("no training picture to fit the caption thresholds to")
-    return {
-        name: tuple(float(t) for t in np.quantile([one[name] for one in attributes], quantiles))
-        for name, quantiles in QUANTILES.items()
-    }
+    thresholds = {}
+    for name in (name for factor in _factors(vocabulary) for name in ATTRIBUTES[factor]):
+        values = [one[name] for one in attributes if name in one]
+        if values:
+            thresholds[name] = tuple(float(t) for t in np.quantile(values, QUANTILES[name]))
+    return thresholds
 
 
-def attribute_levels(attributes: Mapping[str, float], thresholds: Thresholds) -> dict[str, str]:
+def _factors(vocabulary: Vocabulary) -> tuple[str, ...]:
+    return vocabulary.anatomy + vocabulary.modality
+
+
+def attribute_levels(
+    attributes: Mapping[str, float], thresholds: Thresholds, vocabulary: Vocabulary = POLYP
+) -> dict[str, str]:
     """Factor -> level, for each factor whose attributes are given (so a mask alone gives position and size).
 
     Args:
       attributes: as `measure_attributes` or one of its parts returns them.
       thresholds: as `fit_thresholds` returns them.
+      vocabulary: the factors that count, and their levels.
     """
-    band = {
-        name: int(np.searchsorted(thresholds[name], attributes[name], side="right"))
-        for name in QUANTILES
-        if name in attributes
-    }
     levels = {}
-    if "centre_x" in band:
-        levels["position"] = POSITIONS[band["centre_y"]][band["centre_x"]]
-        levels["size"] = SIZES[band["area_fraction"]]
-    if "solidity" in band:
-        # A dented outline is irregular whatever its axes; only a compact one is worth calling oval or round.
-        levels["shape"] = SHAPES[0] if band["solidity"] == 0 else SHAPES[1 + band["axis_ratio"]]
-    if "warmth" in band:
-        levels["colour"] = COLOURS[band["warmth"]]
-        levels["brightness"] = BRIGHTNESSES[band["brightness"]]
+    for factor in _factors(vocabulary):
+        names = ATTRIBUTES[factor]
+        if not all(name in attributes and name in thresholds for name in names):
+            continue
+        band = [int(np.searchsorted(thresholds[name], attributes[name], side="right")) for name in names]
+        if factor == "position":
+            levels[factor] = POSITIONS[band[1]][band[0]]
+        elif factor == "shape":
+            # A dented outline is irregular whatever its axes; only a compact one is worth calling oval or round.
+            levels[factor] = SHAPES[0] if band[0] == 0 else SHAPES[1 + band[1]]
+        else:
+            levels[factor] = tuple(vocabulary.words[factor])[band[0]]
     return levels
 
 
-def levels_from_mask(mask_HW: np.ndarray, thresholds: Thresholds) -> dict[str, str] | None:
+def levels_from_mask(
+    mask_HW: np.ndarray, thresholds: Thresholds, vocabulary: Vocabulary = POLYP
+) -> dict[str, str] | None:
     """Position and size levels of the lesion in a mask, e.g. a segmentor's of a generated picture.
 
     Args:
       mask_HW: (H, W), non-zero inside the lesion.
       thresholds: as `fit_thresholds` returns them.
+      vocabulary: the factors that count.
 
     Returns:
       {"position": ..., "size": ...}, or None where the mask is (nearly) empty.
     """
-    geometry = position_and_size(mask_HW)
-    return None if geometry is None else attribute_levels(geometry, thresholds)
+    geometry = position_and_size(mask_HW, vocabulary)
+    return None if geometry is None else attribute_levels(geometry, thresholds, vocabulary)
 
 
 def choose_said(levels: Mapping[str, str], rng: np.random.Generator, probability: float = 0.85) -> tuple[str, ...]:
@@ -228,24 +288,91 @@ def choose_said(levels: Mapping[str, str], rng: np.random.Generator, probability
     return tuple(name for name in levels if bool(rng.random() < probability) or name in ALWAYS_SAID)
 
 
-def describe(levels: Mapping[str, str], rng: np.random.Generator, said: Sequence[str] | None = None) -> str:
+def describe(
+    levels: Mapping[str, str],
+    rng: np.random.Generator,
+    said: Sequence[str] | None = None,
+    vocabulary: Vocabulary = POLYP,
+) -> str:
     """Two sentences, one on anatomy and one on modality, in either order and in words drawn among synonyms.
 
     Args:
-      levels: factor -> level, as `attribute_levels` returns them.
+      levels: factor -> level, as `attribute_levels` returns them; without any of anatomy the mask was empty.
       rng: draws pattern, synonyms and order.
       said: the factors to name; all of `levels` by default. Where none of modality is said its sentence is left out.
+      vocabulary: the words and patterns.
     """
     said = tuple(levels) if said is None else tuple(said)
-    words = {name: str(rng.choice(WORDS[name][levels[name]])) for name in said}
-    adjectives = " ".join(words[name] for name in ("size", "shape") if name in words)
-    noun = f"{adjectives} polyp".strip()
-    lesion = ("an " if noun[0] in "aeiou" else "a ") + noun
-    pattern = str(rng.choice(ANATOMY_PATTERNS["position" in words]))
-    clauses = [pattern.format(lesion=lesion, **words)]
-    style = tuple(name for name in MEASURED_MODALITY if name in words)
+    words = {name: str(rng.choice(vocabulary.words[name][levels[name]])) for name in said}
+    if vocabulary.empty and not any(name in levels for name in vocabulary.anatomy):
+        clauses = [str(rng.choice(vocabulary.empty))]
+    else:
+        pattern = str(rng.choice(vocabulary.anatomy_patterns["position" in words]))
+        clauses = [pattern.format(lesion=_noun_phrase(words, vocabulary), **words)]
+    style = tuple(name for name in vocabulary.modality if name in words)
     if style:
-        clauses.append(str(rng.choice(MODALITY_PATTERNS[style])).format(**words))
+        clauses.append(str(rng.choice(vocabulary.modality_patterns[style])).format(**words))
     if rng.random() < 0.5:
         clauses.reverse()
     return " ".join(clause[0].upper() + clause[1:] + "." for clause in clauses)
+
+
+def _noun_phrase(words: Mapping[str, str], vocabulary: Vocabulary) -> str:
+    before = [words[name] for name in ("size", "shape") if name in words]
+    noun = " ".join([*before, vocabulary.lesion])
+    behind = [words["border"]] if "border" in words else []
+    return " ".join([article(noun) if vocabulary.single else noun, *behind])
+
+
+def caption(
+    entry_text: str,
+    attributes: Mapping[str, float],
+    thresholds: Thresholds,
+    vocabulary: Vocabulary,
+    mode: str,
+    rng: np.random.Generator,
+    label: str = "",
+) -> Caption:
+    """The caption of one picture.
+
+    Args:
+      entry_text: the dataset's own words, "" where there are none.
+      attributes: as `measure_attributes` returns them.
+      thresholds: as `fit_thresholds` returns them.
+      vocabulary: the words and patterns.
+      mode: "own" words, which fall back to measured ones where there are none; "measured"; "both", own words first.
+      rng: draws what is said of the measured factors and how.
+      label: class name to be told at the end; "" keeps it out.
+
+    Raises:
+      ConfigError: the mode is none of `MODES`.
+    """
+    if mode not in MODES:
+        raise ConfigError(f"config key 'data.captions' is '{mode}': choose one of {', '.join(MODES)}")
+    own = " ".join(entry_text.split())
+    levels = attribute_levels(attributes, thresholds, vocabulary)
+    said = choose_said(levels, rng)
+    parts = [own] if own and mode != "measured" else []
+    if parts and mode == "own":
+        said = ()
+    else:
+        parts.append(describe(levels, rng, said, vocabulary))
+    if label:
+        parts.append(f"Class: {label}.")
+    ended = [part if part[-1] in ".!?" else part + "." for part in parts[:-1]]
+    return Caption(" ".join([*ended, parts[-1]]), levels, said)
+
+
+def mirrored(caption: str) -> str:
+    """The caption of the picture flipped left to right: "left" and "right" swapped, also in "leftward", "right-sided".
+
+    Letters keep their case. Whole words only ("bright" and "copyright" stay), whatever their sense: a patient who left
+    is mirrored too.
+    """
+
+    def swapped(match: re.Match[str]) -> str:
+        word = match.group()
+        other = "right" if word.lower() == "left" else "left"
+        return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
+
+    return SIDED.sub(swapped, caption)

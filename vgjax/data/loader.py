@@ -8,21 +8,19 @@ from typing import Any
 import grain
 import numpy as np
 
-from vgjax.data.records import ZippedRecords
+from vgjax.data.records import Rows
 
 Example = dict[str, np.ndarray]
 
 
-def training_batches(
-    source: ZippedRecords, to_example: Callable[[dict[str, Any]], Example], batch_size: int, seed: int
-):
+def training_batches(source: Rows, to_example: Callable[[dict[str, Any]], Example], batch_size: int, seed: int):
     """An endless iterator over this process's rows of global batches; its state is one integer."""
     rows = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None).map(to_example)
     return iter(grain.experimental.ElasticIterator(rows, batch_size, grain.sharding.ShardByJaxProcess()))
 
 
 def ordered_batches(
-    source: ZippedRecords, to_example: Callable[[dict[str, Any]], Example], batch_size: int
+    source: Rows, to_example: Callable[[dict[str, Any]], Example], batch_size: int
 ) -> Iterator[tuple[Example, int]]:
     """All rows once, in order; the last batch is filled up by repeating its last row. Yields (batch, valid rows)."""
     for start in range(0, len(source), batch_size):

@@ -1,92 +1,134 @@
-"""Source pictures -> records: resize, encode, embed captions. Everything after this reads records only."""
+"""Source pictures -> records: decode, group, split, caption, embed. Everything after this reads records only.
+
+index (names and tables) -> parts (decoded in parallel, resumable) -> groups -> splits -> captions
+-> <source>/<version> (tfds, ArrayRecord), text-<split>.array_record, splits/, manifest.json, prepare_report.json
+"""
 
 from __future__ import annotations
 
 import hashlib
+import importlib.metadata
 import json
 import logging
 import pathlib
 import re
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 import numpy as np
-from PIL import Image
 from tqdm import tqdm
 
 from vgjax.config import Config, ConfigError
-from vgjax.data import records
-from vgjax.data.sources import kvasir_seg, phantom
+from vgjax.data import builder, records
+from vgjax.data.decode import to_png
+from vgjax.data.plan import Plan, plan
+from vgjax.data.sources import SOURCES, phantom
 from vgjax.text import load_text_encoder
-from vgjax.types import SPLITS, Item
+from vgjax.types import SPLITS
 
 EMBED_BATCH = 256
 SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
+DAMAGED = "damaged.json"
+LIBRARIES = ("array-record", "numpy", "pillow", "scikit-image", "tensorflow-datasets")
 
 
 def check(config: Config) -> None:
-    """Raises ConfigError where the source cannot be read; looks at the layout only."""
-    if config.data.source == "kvasir_seg":
-        kvasir_seg.check(config.data.root)
+    """Raises ConfigError where the source or the text encoder cannot be read; looks at the layout only."""
+    if config.data.source in SOURCES:
+        SOURCES[config.data.source].check(config.data.root)
     load_text_encoder(config.text_encoder)
 
 
-def _items(config: Config, skipped: list[tuple[str, str]]) -> Iterator[Item]:
-    c = config.data
-    if c.source == "kvasir_seg":
-        yield from kvasir_seg.items(c.root, config.seed, c.test_fraction, c.validation_fraction, skipped)
-        return
-    for split in SPLITS:
-        yield from phantom.items(split, getattr(c, f"{split}_items"), config.seed, c.image_size)
-
-
-def resize(image: np.ndarray, mask: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """The centre square of image and mask, (size, size); captions are measured on the same square."""
-    side = min(mask.shape)
-    top, left = ((length - side) // 2 for length in mask.shape)
-    image, mask = (a[top : top + side, left : left + side] for a in (image, mask))
-    if side == size:
-        return image, mask
-    small = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
-    coverage = Image.fromarray(mask * 255).resize((size, size), Image.Resampling.BOX)
-    return np.asarray(small), (np.asarray(coverage) > 127).astype(np.uint8)
-
-
 def prepare(config: Config, folder: pathlib.Path) -> dict[str, int]:
-    """Writes images-, text-{split}.array_record and manifest.json into `folder`; a finished folder is left alone.
+    """Writes the pictures' records, their texts' embeddings, manifest.json and prepare_report.json into `folder`.
+
+    A finished folder is left alone, and a stopped preparation goes on with the chunks that are not decoded yet.
 
     Returns:
       How many pictures each split has.
+
+    Raises:
+      ConfigError: nothing usable, too many damaged files, or captions that contradict mirroring.
     """
     manifest = folder / "manifest.json"
     if manifest.exists():
         logging.info("records: prepared before, skipped")
         return json.loads(manifest.read_text())["counts"]
-    skipped: list[tuple[str, str]] = []
-    by_split: dict[str, list[Item]] = {split: [] for split in SPLITS}
-    for item in tqdm(_items(config, skipped), desc="reading pictures", unit="image", mininterval=1.0):
-        image, mask = resize(item.image, item.mask, config.data.image_size)
-        by_split[item.split].append(_controlled(item, image, mask, config))
-    _check_mirroring(config, by_split)
+    folder.mkdir(parents=True, exist_ok=True)
+    made = _phantom(config) if config.data.source == "phantom" else plan(config, folder)
+    _check_mirroring(config, made)
     if config.data.shuffle_captions:
-        by_split = {split: _shuffled(items, config.seed) for split, items in by_split.items()}
-    counts = {split: _write(split, items, config, folder) for split, items in by_split.items()}
+        _shuffle(made, config.seed)
+    builder.write(folder, config.data.source, {split: _rows(made, split, config) for split in SPLITS})
+    _embed(made, config, folder)
+    counts = {split: len(made.rows[split]) for split in SPLITS}
+    write_json(folder / "prepare_report.json", _report(made, counts))
     content = {
         "counts": counts,
-        "skipped": skipped,
-        "sha256": {p.name: _hash(p) for p in sorted(folder.glob("*.array_record"))},
+        "skipped": len(made.skipped),
+        "thresholds": made.thresholds,
+        "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
+        "config": json.loads(config.to_json()),
+        "sha256": {str(p.relative_to(folder)): _hash(p) for p in sorted(folder.rglob("*.array_record*"))},
     }
-    if config.data.source == "kvasir_seg":
-        c = config.data
-        content["thresholds"] = kvasir_seg.thresholds(c.root, config.seed, c.test_fraction, c.validation_fraction)
-    part = manifest.with_suffix(".part")
-    part.write_text(json.dumps(content, indent=1))
-    part.replace(manifest)
+    write_json(manifest, content)
+    made.clean()
     return counts
 
 
-def _check_mirroring(config: Config, by_split: dict[str, list[Item]]) -> None:
+def verify(config: Config, folder: pathlib.Path) -> dict[str, list[int]]:
+    """Reads every record once and notes the damaged ones, which then are left out.
+
+    Returns:
+      Split -> rows that cannot be read.
+
+    Raises:
+      ConfigError: a file is missing or cut short.
+    """
+    found = {}
+    for split in SPLITS:
+        pictures = records.unreadable(builder.shards(folder, config.data.source, split))
+        texts = records.unreadable([folder / f"text-{split}.array_record"])
+        found[split] = sorted({*pictures, *texts})
+        if found[split]:
+            logging.warning("%d damaged records of split %s are left out: %s", len(found[split]), split, found[split])
+    if not (folder / DAMAGED).exists() or damaged(folder) != found:
+        write_json(folder / DAMAGED, found)
+    return found
+
+
+def damaged(folder: pathlib.Path) -> dict[str, list[int]]:
+    """What the latest `verify` found."""
+    return json.loads((folder / DAMAGED).read_text())
+
+
+def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
+    """Writes atomically."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(values, indent=1))
+    part.replace(path)
+
+
+def _phantom(config: Config) -> Plan:
+    """The procedural dataset."""
+    c = config.data
+
+    rows: dict[str, dict[str, dict[str, Any]]] = {split: {} for split in SPLITS}
+    pictures = []
+    with tqdm(desc="drawing", unit="image", mininterval=1.0) as bar:
+        for split in SPLITS:
+            for item in phantom.items(split, getattr(c, f"{split}_items"), config.seed, c.image_size):
+                pictures.append((item.id, to_png(item.image), to_png(item.mask)))
+                texts = {"caption": item.caption, "label": item.label, "group": ""}
+                rows[split][item.id] = {**texts, "factors": item.factors, "said": item.said}
+                bar.update()
+    return Plan(rows, lambda: pictures, present=len(pictures))
+
+
+def _check_mirroring(config: Config, made: Plan) -> None:
     """A mirrored picture would contradict a caption that tells the sides apart; ConfigError."""
-    captions = [item.caption for split in ("train", "validation") for item in by_split[split]]
+    captions = [row["caption"] for split in ("train", "validation") for row in made.rows[split].values()]
     sided = sum(bool(SIDES.search(caption)) for caption in captions)
     if config.fusion.flip and sided:
         raise ConfigError(
@@ -95,46 +137,54 @@ def _check_mirroring(config: Config, by_split: dict[str, list[Item]]) -> None:
         )
 
 
-def _controlled(item: Item, image: np.ndarray, mask: np.ndarray, config: Config) -> Item:
-    """The item at its final size, its ground truth replaced by noise where the control experiment asks for it."""
-    factors, label = item.factors, item.label
-    if config.data.noise_factors:
-        rng = np.random.default_rng(int.from_bytes(hashlib.sha256(item.id.encode()).digest()[:8]))
-        factors, label = {name: str(rng.integers(100)) for name in factors}, str(rng.integers(100))
-    return Item(item.id, item.split, image, mask, item.caption, label, factors, item.said)
-
-
-def _shuffled(items: list[Item], seed: int) -> list[Item]:
+def _shuffle(made: Plan, seed: int) -> None:
     """Captions permuted in training and validation; test keeps its own, which say what is wanted."""
-    if not items or items[0].split == "test":
-        return items
-    order = np.random.default_rng(seed).permutation(len(items))
-    texts = [items[i].caption for i in order]
-    return [
-        Item(i.id, i.split, i.image, i.mask, text, i.label, i.factors, i.said)
-        for i, text in zip(items, texts, strict=True)
-    ]
+    for split in ("train", "validation"):
+        rows = list(made.rows[split].values())
+        texts = [row["caption"] for row in rows]
+        for row, other in zip(rows, np.random.default_rng(seed).permutation(len(rows)), strict=True):
+            row["caption"] = texts[other]
 
 
-def _write(split: str, items: list[Item], config: Config, folder: pathlib.Path) -> int:
+def _rows(made: Plan, split: str, config: Config) -> Iterator[dict[str, Any]]:
+    """What is written of a split; its ground truth is replaced by noise where the control experiment asks for it."""
+    wanted = made.rows[split]
+    for item_id, image, mask in made.pictures():
+        if item_id in wanted:
+            row = {**wanted[item_id], "id": item_id, "image": image, "mask": mask}
+            if config.data.noise_factors:
+                rng = np.random.default_rng(int.from_bytes(hashlib.sha256(item_id.encode()).digest()[:8]))
+                row["factors"] = {name: str(rng.integers(100)) for name in row["factors"]}
+                row["label"] = str(rng.integers(100))
+            yield row
+
+
+def _embed(made: Plan, config: Config, folder: pathlib.Path) -> None:
+    """Embeds the captions in the order of the pictures."""
     encoder = load_text_encoder(config.text_encoder)
-    rows = (
-        {
-            "id": item.id,
-            "image": records.to_png(item.image),
-            "mask": records.to_png(item.mask),
-            "caption": item.caption,
-            "label": item.label,
-            "factors": item.factors,
-            "said": list(item.said),
-        }
-        for item in items
-    )
-    count = records.write(folder / f"images-{split}.array_record", rows)
-    chunks = (items[i : i + EMBED_BATCH] for i in range(0, len(items), EMBED_BATCH))
-    embeddings = (row for chunk in chunks for row in encoder([item.caption for item in chunk]))
-    records.write(folder / f"text-{split}.array_record", ({"embedding": row.astype(np.float16)} for row in embeddings))
-    return count
+    for split in SPLITS:
+        texts = [row["caption"] for row in made.rows[split].values()]
+        chunks = (texts[i : i + EMBED_BATCH] for i in range(0, len(texts), EMBED_BATCH))
+        embeddings: Iterable[np.ndarray] = (row for chunk in chunks for row in encoder(chunk))
+        rows = ({"embedding": row.astype(np.float16)} for row in embeddings)
+        records.write(folder / f"text-{split}.array_record", rows)
+
+
+def _report(made: Plan, counts: dict[str, int]) -> dict[str, Any]:
+    """Where every picture of the source went."""
+    labels = {split: dict(sorted(Counter(r["label"] for r in made.rows[split].values()).items())) for split in SPLITS}
+    return {
+        "present": made.present,
+        "used": sum(counts.values()),
+        "skipped_pictures": sum(skip.picture for skip in made.skipped),
+        "skipped_by_reason": dict(Counter(skip.reason for skip in made.skipped).most_common()),
+        "counts": counts,
+        "labels": labels,
+        "groups": made.groups,
+        "torn": list(made.torn),
+        "leaks": made.leaks,
+        "skipped": [skip._asdict() for skip in made.skipped],
+    }
 
 
 def _hash(path: pathlib.Path) -> str:

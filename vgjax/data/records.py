@@ -1,17 +1,29 @@
-"""ArrayRecord files between stages: one record a picture, several files zipped by row."""
+"""ArrayRecord files between stages: one record a picture, several sources zipped by row."""
 
 from __future__ import annotations
 
 import io
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol
 
 import grain
 import msgpack
 import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
+
+from vgjax.config import ConfigError
+
+REMEDY = "remove the workdir and run again"
+
+
+class Rows(Protocol):
+    """Random access to rows."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int, /) -> dict[str, Any]: ...
 
 
 def encode(fields: dict[str, Any]) -> bytes:
@@ -33,15 +45,8 @@ def decode(record: bytes) -> dict[str, Any]:
     return fields
 
 
-def to_png(pixels: np.ndarray) -> bytes:
-    """Encodes (H, W) or (H, W, 3) uint8 pixels without loss."""
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
 def from_png(data: bytes) -> np.ndarray:
-    """The inverse of `to_png`."""
+    """Pixels (H, W) or (H, W, 3) uint8 of a PNG."""
     return np.asarray(Image.open(io.BytesIO(data)))
 
 
@@ -59,19 +64,74 @@ def write(path: pathlib.Path, rows: Iterable[dict[str, Any]]) -> int:
     return count
 
 
-class ZippedRecords:
-    """Random access to rows whose fields come from several files of equal length (and from a `select` of fields).
+def raw(paths: Sequence[pathlib.Path]) -> Sequence[bytes]:
+    """Random access to the undecoded records of files.
 
     Raises:
-      ValueError: the files have different numbers of rows.
+      ConfigError: a file is missing, or cut short.
+    """
+    for path in paths:
+        try:
+            grain.sources.ArrayRecordDataSource([str(path)])
+        # array_record has no error of its own, and often no message.
+        except (RuntimeError, OSError, ValueError) as error:
+            raise ConfigError(
+                f"the record file '{path}' cannot be opened ({str(error) or 'cut short'}): {REMEDY}"
+            ) from None
+    return grain.sources.ArrayRecordDataSource([str(path) for path in paths])
+
+
+def unreadable(paths: Sequence[pathlib.Path]) -> list[int]:
+    """Numbers of the damaged records: each is stored with a hash of its own, so that damage stays local."""
+    source, found = raw(paths), []
+    for row in range(len(source)):
+        try:
+            source[row]
+        except RuntimeError:
+            found.append(row)
+    return found
+
+
+class Records:
+    """Random access to the rows of one file."""
+
+    def __init__(self, path: pathlib.Path):
+        self._path, self._source = path, raw([path])
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return decode(self._source[row])
+
+
+class Kept:
+    """Rows of a source, less some."""
+
+    def __init__(self, source: Rows, without: Collection[int]):
+        self._source = source
+        self._rows = [row for row in range(len(source)) if row not in without]
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        return self._source[self._rows[row]]
+
+
+class ZippedRecords:
+    """Random access to rows whose fields come from several sources of equal length.
+
+    Raises:
+      ConfigError: the sources have different numbers of rows.
     """
 
-    def __init__(self, paths: Sequence[pathlib.Path], fields: Sequence[str] | None = None):
-        self._sources = [grain.sources.ArrayRecordDataSource([str(p)]) for p in paths]
-        self._fields = fields
-        lengths = {p.name: len(s) for p, s in zip(paths, self._sources, strict=True)}
+    def __init__(self, sources: Mapping[str, Rows], fields: Sequence[str] | None = None):
+        """Takes sources by name, and the fields to give (all of them by default)."""
+        self._sources, self._fields = list(sources.values()), fields
+        lengths = {name: len(source) for name, source in sources.items()}
         if len(set(lengths.values())) != 1:
-            raise ValueError(f"record files differ in length: {lengths}; remove the workdir's records/ and run again")
+            raise ConfigError(f"records differ in length: {lengths}: {REMEDY}")
 
     def __len__(self) -> int:
         return len(self._sources[0])
@@ -79,7 +139,7 @@ class ZippedRecords:
     def __getitem__(self, row: int) -> dict[str, Any]:
         fields: dict[str, Any] = {}
         for source in self._sources:
-            fields.update(decode(source[row]))
+            fields.update(source[row])
         return fields if self._fields is None else {name: fields[name] for name in self._fields}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:

@@ -86,7 +86,7 @@ def majority(wishes: Sequence[Wish], factor: str) -> float:
 
 
 def as_metrics(rows: Sequence[ControlRow], prompts: int) -> dict[str, float]:
-    """Flat metrics of a control table; the mean is over factors."""
+    """Flat metrics of a control table; the mean is over factors, and left out where no caption names one."""
     metrics: dict[str, float] = {"control/n": prompts}
     for row in rows:
         metrics[f"control/accuracy/{row.factor}"] = row.accuracy
@@ -97,7 +97,8 @@ def as_metrics(rows: Sequence[ControlRow], prompts: int) -> dict[str, float]:
             metrics[f"control/low/{row.factor}"], metrics[f"control/high/{row.factor}"] = row.interval
         if row.on_real is not None:
             metrics[f"control_real/{row.factor}"] = row.on_real
-    metrics["control/accuracy_mean"] = float(np.mean([row.accuracy for row in rows]))
+    if rows:
+        metrics["control/accuracy_mean"] = float(np.mean([row.accuracy for row in rows]))
     for channel in ("anatomy", "modality"):
         accuracies = [row.accuracy for row in rows if row.channel == channel]
         if accuracies:

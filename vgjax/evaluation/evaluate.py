@@ -28,7 +28,7 @@ SEED_OFFSET = 10_000  # test pictures never share their noise with --mode=sample
 
 def load_wishes(run: Run) -> list[Wish]:
     """The first `evaluate.prompts` test captions with the levels that they name."""
-    rows = records.ZippedRecords([run.records("images", "test")])
+    rows = run.rows(["images"], "test")
     count = min(run.config.evaluate.prompts, len(rows))
     wishes = []
     for row in (rows[i] for i in range(count)):
@@ -95,6 +95,8 @@ def _baseline(run: Run, sampler: Sampler, reader: Reader, wishes: list[Wish], re
         reads_other.append(reader.read(_draw(run, sampler, captions, (2 * draw + 1) * count)))
     values: dict[str, float] = {}
     for factor in reader.channels:
+        if not any(factor in wish.wanted for wish in wishes):
+            continue
         true, other = (np.mean([control.hits(wishes, r, factor) for r in rs], axis=0) for rs in (reads, reads_other))
         low, high = metrics.bootstrap_interval(true - other, run.config.seed, c.bootstrap_draws)
         values |= {f"control_true/{factor}": float(true.mean()), f"control_shuffled/{factor}": float(other.mean())}
@@ -116,7 +118,7 @@ def _prior_metrics(wishes: list[Wish], view: PriorView) -> dict[str, float]:
 
 def swap_grid(run: Run, sampler: Sampler, reader: Reader) -> tuple[dict[str, list[str]], np.ndarray]:
     """Pictures (R, C, H, W, 3) with the anatomy of row texts and the modality of column texts, all from one noise."""
-    rows = records.ZippedRecords([run.records("images", "test")])
+    rows = run.rows(["images"], "test")
     channel = lambda name: [factor for factor, c in _all_channels(reader).items() if c == name]
     rng = np.random.default_rng(run.config.seed)
     texts: dict[str, list[str]] = {"rows": [], "columns": []}
@@ -124,7 +126,8 @@ def swap_grid(run: Run, sampler: Sampler, reader: Reader) -> tuple[dict[str, lis
         side, name = ("rows", "anatomy") if i < SWAP_ROWS else ("columns", "modality")
         levels = rows[i]["factors"]
         said = [f for f in levels if (f in channel("anatomy")) == (name == "anatomy")]
-        texts[side].append(reader.describe(levels, rng, said))
+        # Where captions are the dataset's own, the model has learned those words and no others.
+        texts[side].append(reader.describe(levels, rng, said) if rows[i]["said"] else rows[i]["caption"])
     anatomy, modality = sampler.factors(texts["rows"]), sampler.factors(texts["columns"])
     r, c = len(texts["rows"]), len(texts["columns"])
     mixed = Factors(
@@ -155,6 +158,8 @@ def notes(run: Run, values: dict[str, Any]) -> list[str]:
     said = []
     if not run.config.prior.weight_perceptual:
         said.append("The perceptual term of stage 1 is off: prior.vgg_path names no VGG-19 weights.")
+    if "control/accuracy_mean" not in values:
+        said.append("Control was not measured: no test caption names a factor that can be read back from pictures.")
     for name, value in values.items():
         if name.startswith("control/score/") and value < 0.3:
             said.append(
@@ -162,7 +167,7 @@ def notes(run: Run, values: dict[str, Any]) -> list[str]:
             )
     skipped = json.loads((run.workdir / "records" / "manifest.json").read_text())["skipped"]
     if skipped:
-        said.append(f"{len(skipped)} source files were left out; records/manifest.json lists each with its reason.")
+        said.append(f"{skipped} source files were left out; records/prepare_report.json lists each with its reason.")
     return said
 
 

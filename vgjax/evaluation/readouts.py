@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -13,6 +14,7 @@ import numpy as np
 
 from vgjax import checkpoint, pipeline
 from vgjax.data import captions
+from vgjax.data.plan import vocabulary_of
 from vgjax.data.sources import phantom
 from vgjax.evaluation.control import Levels, Wish, majority
 from vgjax.evaluation.measure import measure_many
@@ -66,15 +68,15 @@ def make_reader(run: Run, view: PriorView) -> Reader:
             describe=phantom.describe,
         )
     manifest: dict[str, Any] = json.loads((run.workdir / "records" / "manifest.json").read_text())
-    thresholds = manifest["thresholds"]
+    thresholds, vocabulary = manifest["thresholds"], vocabulary_of(run.config.data.source)
 
     def read(pictures: np.ndarray) -> list[Levels]:
         masks = view(pictures)["lesion"] > 0.5
-        return [captions.levels_from_mask(mask, thresholds) or {} for mask in masks]
+        return [captions.levels_from_mask(mask, thresholds, vocabulary) or {} for mask in masks]
 
     return Reader(
-        channels={"position": "anatomy", "size": "anatomy"},
+        channels={factor: "anatomy" for factor in captions.ALWAYS_SAID if factor in vocabulary.anatomy},
         read=read,
         chance=majority,
-        describe=captions.describe,
+        describe=functools.partial(captions.describe, vocabulary=vocabulary),
     )

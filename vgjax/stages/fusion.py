@@ -111,9 +111,9 @@ def make(run: Run) -> Stage:
         picture = {"image": records.from_png(row["image"])} if "image" in row else {"latents": row["latents"]}
         return {**picture, "embedding": row["embedding"].astype(np.float32)}
 
-    def source(split: str) -> records.ZippedRecords:
+    def source(split: str) -> records.Rows:
         kind, field = ("images", "image") if config.autoencoder.kind == "pixel" else ("latents", "latents")
-        return records.ZippedRecords([run.records(k, split) for k in (kind, "text")], (field, "embedding"))
+        return run.rows([kind, "text"], split, [field, "embedding"])
 
     return Stage(
         name="fusion",

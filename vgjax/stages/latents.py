@@ -50,7 +50,7 @@ def write(run: Run) -> list[pathlib.Path]:
 def _rows(run: Run, split: str) -> Iterator[dict[str, np.ndarray]]:
     autoencoder = pipeline.load_autoencoder(run.config)
     encode = jax.jit(lambda autoencoder, image: views(autoencoder, image, run.config))
-    source = records.ZippedRecords([run.records("images", split)], ("image",))
+    source = run.rows(["images"], split, ["image"])
     with tqdm(total=len(source), desc=f"latents, {split}", unit="image", mininterval=1.0) as bar:
         for batch, valid in ordered_batches(source, _pixels, ENCODE_BATCH):
             found = np.asarray(encode(autoencoder, batch["image"]), np.float16)[:valid]

@@ -69,7 +69,7 @@ def make(run: Run) -> Stage:
         validate=validate,
         keep_best=c.variant == "reference",
         frozen=features,
-        source=lambda split: records.ZippedRecords([run.records("images", split)], ("image", "mask")),
+        source=lambda split: run.rows(["images"], split, ["image", "mask"]),
         to_example=decode_pixels,
         finish=lambda params, model_state: _finish(run, {"params": params, **model_state}),
         given=load_given(config),
@@ -168,7 +168,7 @@ def _finish(run: Run, variables: Any) -> Any:
     extract = jax.jit(lambda image: pipeline.raw_factors(pipeline.take_apart(prior, image), config.prior.grid))
     raw: dict[str, list[Any]] = {}
     for split in ("train", "validation"):
-        source = records.ZippedRecords([run.records("images", split)], ("image", "mask"))
+        source = run.rows(["images"], split, ["image", "mask"])
         raw[split] = []
         for batch, valid in ordered_batches(source, decode_pixels, EXTRACT_BATCH):
             factors = extract(pipeline.prior_input(jnp.asarray(batch["image"]), config))

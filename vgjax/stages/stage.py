@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 
-from vgjax.data.records import ZippedRecords
+from vgjax.data import prepare as preparation
+from vgjax.data.builder import Pictures
+from vgjax.data.records import Kept, Records, Rows, ZippedRecords
 from vgjax.schema import Config, Training
 
 Terms = dict[str, jax.Array]
@@ -31,8 +33,24 @@ class Run:
     mesh: jax.sharding.Mesh
 
     def records(self, kind: str, split: str) -> pathlib.Path:
-        """File of one kind of record ("images", "text", "factors") of a split."""
+        """File of one kind of record ("text", "factors", "latents") of a split."""
         return self.workdir / "records" / f"{kind}-{split}.array_record"
+
+    def rows(self, kinds: Sequence[str], split: str, fields: Sequence[str] | None = None) -> ZippedRecords:
+        """Rows of one or several kinds of record; damaged pictures are left out.
+
+        Raises:
+          ConfigError: a file is missing or cut short, or the kinds differ in length.
+        """
+        damaged = preparation.damaged(self.workdir / "records")[split]
+
+        def source(kind: str) -> Rows:
+            if kind == "images":
+                return Kept(Pictures(self.workdir / "records", self.config.data.source, split), damaged)
+            found = Records(self.records(kind, split))
+            return Kept(found, damaged) if kind == "text" else found
+
+        return ZippedRecords({kind: source(kind) for kind in kinds}, fields)
 
     def export(self, stage: str) -> pathlib.Path:
         """The stage's final variables."""
@@ -70,7 +88,7 @@ class Stage:
     validate: Callable[[Any, Any, Any, dict[str, jax.Array]], Terms]
     keep_best: bool
     frozen: Any
-    source: Callable[[str], ZippedRecords]
+    source: Callable[[str], Rows]
     to_example: Callable[[dict[str, Any]], dict[str, np.ndarray]]
     finish: Callable[[Any, Any], Any]
     given: tuple[Any, Any] | None = None

@@ -10,7 +10,7 @@ import numpy as np
 
 from vgjax import losses, pipeline, weights
 from vgjax.config import Config
-from vgjax.data.records import ZippedRecords
+from vgjax.data.records import Rows
 from vgjax.stages.stage import Run, Stage, Terms
 
 
@@ -22,7 +22,7 @@ class PermutedTargets:
       fields: which of them to take from the permuted row.
     """
 
-    def __init__(self, rows: ZippedRecords, fields: list[str], seed: int):
+    def __init__(self, rows: Rows, fields: list[str], seed: int):
         self._rows, self._fields = rows, fields
         self._order = np.random.default_rng(seed).permutation(len(rows))
 
@@ -55,7 +55,7 @@ def make(run: Run) -> Stage:
         return {"score": values["anatomy"] + values["modality"], **values}
 
     def source(split: str):
-        rows = ZippedRecords([run.records(k, split) for k in ("text", "factors")], ("embedding", "anatomy", "modality"))
+        rows = run.rows(["text", "factors"], split, ["embedding", "anatomy", "modality"])
         shuffled = {"anatomy": c.shuffle_anatomy_targets, "modality": c.shuffle_modality_targets}
         fields = [name for name, on in shuffled.items() if on]
         return PermutedTargets(rows, fields, config.seed) if fields else rows

@@ -1,0 +1,13 @@
+"""The datasets that can be read, by the name that config key `data.source` takes; phantom is drawn instead."""
+
+from vgjax.data.entries import Source
+from vgjax.data.sources import busi, covid_cxr, folder, ham10000, kvasir_seg, mimic
+
+SOURCES: dict[str, Source] = {
+    "ham10000": ham10000.SOURCE,
+    "kvasir_seg": kvasir_seg.SOURCE,
+    "busi": busi.SOURCE,
+    "mimic": mimic.SOURCE,
+    "covid_cxr": covid_cxr.SOURCE,
+    "folder": folder.SOURCE,
+}

@@ -1,0 +1,40 @@
+"""Whole runs on datasets in their original layout."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from configs import folder, mimic
+from tests import mimic_tree
+from tests.test_prepare import make_root
+from vgjax import run as runs
+
+
+@pytest.mark.slow
+def test_mimic_end_to_end(tmp_path):
+    c = mimic.get_config("smoke")
+    c.data.root = str(mimic_tree.make(tmp_path / "mimic", patients=60))
+    run = runs.open_run(c, str(tmp_path / "run"))
+    runs.run_all(run)
+    values = json.loads((run.workdir / "metrics.json").read_text())
+    assert values["prior/n"] == 16 and "control/accuracy_mean" not in values
+    page = (run.workdir / "report.html").read_text()
+    assert "Control was not measured" in page and "source files were left out" in page
+    captions = [row["caption"] for row in run.rows(["images"], "test")]
+    assert all("___" not in caption for caption in captions)
+    assert len({row["group"] for row in run.rows(["images"], "train")}) > 20
+
+
+@pytest.mark.slow
+def test_a_folder_with_measured_captions_is_read_back_through_the_segmentor(tmp_path):
+    c = folder.get_config("smoke")
+    c.data.update(dict(root=str(make_root(tmp_path / "data", count=80)), captions="measured", validation_fraction=0.2))
+    c.evaluate.baseline = "shuffled_captions"
+    run = runs.open_run(c, str(tmp_path / "run"))
+    runs.run_all(run)
+    values = json.loads((run.workdir / "metrics.json").read_text())
+    assert np.isfinite(values["control/accuracy_mean"])
+    assert {"control_gain/position", "control_gain/size"} <= set(values)

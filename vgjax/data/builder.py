@@ -1,0 +1,105 @@
+"""Prepared pictures as a tensorflow_datasets dataset: ArrayRecord shards that tfds reads without TensorFlow."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import pathlib
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
+
+import tensorflow_datasets as tfds
+from tqdm import tqdm
+
+from vgjax.config import ConfigError
+from vgjax.data.records import REMEDY
+
+Row = Mapping[str, Any]
+
+VERSION = "1.0.0"
+PICTURES = ("image", "mask")
+
+
+class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
+    """Rows that are ready, in the order given.
+
+    Features: id, image (H, W, 3) and mask (H, W, 1) as PNG, caption, label, group, factors and said (JSON), of which
+    training reads image, mask and caption only.
+    """
+
+    VERSION = tfds.core.Version(VERSION)
+
+    def __init__(self, rows: Mapping[str, Iterable[Row]], data_dir: pathlib.Path, name: str):
+        """Takes the rows by split and the dataset's name."""
+        self.name = name
+        self._rows = rows
+        super().__init__(data_dir=str(data_dir), file_format="array_record")
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        text = tfds.features.Text()
+        features = {name: text for name in ("id", "caption", "label", "group", "factors", "said")}
+        features |= {
+            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
+            "mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
+        }
+        return tfds.core.DatasetInfo(
+            builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+        )
+
+    def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, Row]]]:
+        return {split: self._generate_examples(rows) for split, rows in self._rows.items()}
+
+    def _generate_examples(self, rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
+        for number, row in enumerate(tqdm(rows, desc="writing", unit="image", mininterval=1.0)):
+            factors, said = json.dumps(row["factors"]), json.dumps(list(row["said"]))
+            yield number, {**row, "factors": factors, "said": said}
+
+
+def write(folder: pathlib.Path, name: str, rows: Mapping[str, Iterable[Row]]) -> None:
+    """Writes all splits to folder/<name>/<version>, whole or not at all.
+
+    Args:
+      rows: by split, with the features of `Prepared`; image and mask are PNG bytes.
+    """
+    for rest in (folder / name).glob("incomplete.*"):  # of a run that was killed
+        shutil.rmtree(rest)
+    tfds.disable_progress_bar()
+    builder = Prepared(rows, folder, name)
+    # tfds speaks of downloading, which never happens here.
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare()
+
+
+def shards(folder: pathlib.Path, name: str, split: str) -> list[pathlib.Path]:
+    """Files of one split, in order."""
+    return sorted((folder / name / VERSION).glob(f"{name}-{split}.array_record-*"))
+
+
+class Pictures:
+    """Random access to one prepared split; pictures stay PNG bytes.
+
+    Raises:
+      ConfigError: the folder is missing or damaged.
+    """
+
+    def __init__(self, folder: pathlib.Path, name: str, split: str):
+        where = folder / name / VERSION
+        try:
+            builder = tfds.builder_from_directory(where)
+            skip = tfds.decode.SkipDecoding()
+            self._source = builder.as_data_source(split, decoders={picture: skip for picture in PICTURES})
+        # A cut or missing shard, a damaged table of contents: tfds and array_record have no error of their own.
+        except (RuntimeError, OSError, ValueError, KeyError, AssertionError) as error:
+            raise ConfigError(
+                f"the prepared pictures in '{where}' cannot be opened ({' '.join(str(error).split())[:200]}): {REMEDY}"
+            ) from None
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        fields = self._source[row]
+        texts = {name: value.decode() for name, value in fields.items() if name not in PICTURES}
+        return {**fields, **texts, "factors": json.loads(texts["factors"]), "said": json.loads(texts["said"])}

@@ -1,0 +1,337 @@
+"""Captions by a vision-language model, written once, ahead of preparation, into a file that `data.captions_file` names.
+
+    python -m vgjax.data.captioner --source=busi --root=FOLDER --model=FOLDER_OR_HUB_ID --output=captions.jsonl
+    python -m vgjax.data.captioner --source=busi --records=FOLDER --model=... --output=...
+
+Any model of transformers' "image-text-to-text" pipeline serves, from a folder or the hub's cache (HF_HUB_OFFLINE=0
+allows downloads); this alone needs PyTorch. Each line of the output is {"id", "caption", "model", "prompt"}. A run that
+is started again goes on where the last one stopped. The class name reaches the model only where the prompt has
+{label}.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import importlib.util
+import io
+import json
+import logging
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+from PIL import Image
+from tqdm import tqdm
+
+from vgjax.config import ConfigError
+from vgjax.data.images import read_image
+from vgjax.data.sources import SOURCES
+from vgjax.types import SPLITS
+
+PROMPT = "Describe this medical image in one or two sentences: the finding, its position, size, shape and colour."
+LABEL = "{label}"
+
+
+class Picture(NamedTuple):
+    """A picture to caption.
+
+    Attributes:
+      id: as in the source.
+      load: opens the picture; may raise.
+      label: class name, "" for none.
+    """
+
+    id: str
+    load: Callable[[], Image.Image]
+    label: str = ""
+
+
+class Outcome(NamedTuple):
+    """What a run did.
+
+    Attributes:
+      written: how many captions were added.
+      done: how many pictures had theirs before.
+      failed: (id, reason) of each picture that got none.
+    """
+
+    written: int
+    done: int
+    failed: tuple[tuple[str, str], ...]
+
+
+def read(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Id -> caption of a file of JSON lines with at least "id" and "caption"; a last line cut short is left out.
+
+    Raises:
+      ConfigError: the file cannot be read, a line is something else, or an id has two captions.
+    """
+    captions: dict[str, str] = {}
+    for row in _rows(pathlib.Path(path))[0]:
+        item_id, caption = row["id"], row["caption"]
+        if captions.get(item_id, caption) != caption:
+            raise ConfigError(f"'{path}' holds a second caption of {item_id!r}: leave one of them")
+        captions[item_id] = caption
+    return captions
+
+
+def run(
+    pictures: Iterable[Picture],
+    generate: Callable[..., Any],
+    output: str | os.PathLike[str],
+    model: str,
+    prompt: str = PROMPT,
+    batch: int = 8,
+    attempts: int = 3,
+    max_new_tokens: int = 96,
+) -> Outcome:
+    """Captions whatever has no caption in `output` yet, and appends to it batch by batch.
+
+    Args:
+      pictures: with unique ids.
+      generate: transformers' pipeline, or a stand-in for it.
+      output: file of JSON lines; may hold captions of the same model and prompt.
+      model: its name, for the record.
+      prompt: what the model is asked; `LABEL` in it is replaced by the class name.
+      batch: pictures given to the model at once.
+      attempts: how often a picture is tried before it counts as failed.
+      max_new_tokens: limit of a caption's length.
+
+    Raises:
+      ConfigError: `output` holds captions by another model or prompt, or something else.
+    """
+    path = pathlib.Path(output)
+    done = _resume(path, model, prompt)
+    written = before = 0
+    failed: list[tuple[str, str]] = []
+    waiting: list[Picture] = []
+
+    def flush() -> None:
+        nonlocal written
+        found = _caption(waiting, generate, prompt, attempts, max_new_tokens, failed)
+        _append(path, [{"id": i, "caption": text, "model": model, "prompt": prompt} for i, text in found])
+        written += len(found)
+        waiting.clear()
+
+    for picture in tqdm(pictures, desc="captioning", unit="image", mininterval=1.0):
+        if picture.id in done:
+            before += 1
+            continue
+        waiting.append(picture)
+        if len(waiting) == batch:
+            flush()
+    flush()
+    if failed:
+        logging.warning("%d pictures got no caption, the first: %s: %s", len(failed), *failed[0])
+    return Outcome(written, before, tuple(failed))
+
+
+def _caption(
+    pictures: Sequence[Picture],
+    generate: Callable[..., Any],
+    prompt: str,
+    attempts: int,
+    max_new_tokens: int,
+    failed: list[tuple[str, str]],
+) -> list[tuple[str, str]]:
+    """Id and caption of each picture that got one, in order; the others go to `failed`."""
+    loaded: list[tuple[Picture, Image.Image]] = []
+    for picture in pictures:
+        try:
+            loaded.append((picture, picture.load().convert("RGB")))
+        except Exception as error:  # whatever a damaged file makes a decoder raise; the next run may find it mended
+            failed.append((picture.id, f"cannot be read: {error}"))
+    # All at once first. Whoever fails is tried alone, so that one picture does not cost the others their captions.
+    texts: dict[str, str] = {}
+    reasons: dict[str, str] = {}
+    for attempt in range(attempts):
+        left = [pair for pair in loaded if pair[0].id not in texts]
+        for part in [left] if attempt == 0 else [[pair] for pair in left]:
+            if not part:
+                continue
+            try:
+                answers = _ask(part, generate, prompt, max_new_tokens)
+            except Exception as error:  # a model may raise anything; memory may be free next time
+                reasons.update({picture.id: f"{type(error).__name__}: {error}" for picture, _ in part})
+                continue
+            texts.update({picture.id: text for (picture, _), text in zip(part, answers, strict=True) if text})
+    failed += [(p.id, reasons.get(p.id, "the model said nothing")) for p, _ in loaded if p.id not in texts]
+    return [(picture.id, texts[picture.id]) for picture, _ in loaded if picture.id in texts]
+
+
+def _ask(
+    pairs: Sequence[tuple[Picture, Image.Image]], generate: Callable[..., Any], prompt: str, max_new_tokens: int
+) -> list[str]:
+    """The model's answers, each in one line; "" where it gave none."""
+    prompts = [prompt.replace(LABEL, picture.label or "unknown") for picture, _ in pairs]
+    options = {"max_new_tokens": max_new_tokens, "return_full_text": False, "batch_size": len(pairs)}
+    if getattr(getattr(generate, "processor", None), "chat_template", None):
+        chats = [
+            [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}]
+            for (_, image), text in zip(pairs, prompts, strict=True)
+        ]
+        answers = generate(text=chats, **options)
+    else:  # plain captioning models continue the prompt
+        answers = generate(images=[image for _, image in pairs], text=prompts, **options)
+    if len(answers) != len(pairs):
+        raise ValueError(f"the model gave {len(answers)} answers to {len(pairs)} pictures")
+    # Of one input the pipeline returns either a result or a list of results.
+    firsts = (answer[0] if isinstance(answer, list) else answer for answer in answers)
+    return [" ".join(str(first["generated_text"]).split()) for first in firsts]
+
+
+def _resume(path: pathlib.Path, model: str, prompt: str) -> set[str]:
+    """Ids that are done; a last line that was cut short is removed from the file."""
+    if not path.exists():
+        return set()
+    rows, complete = _rows(path)
+    for row in rows:
+        if (row.get("model"), row.get("prompt")) != (model, prompt):
+            raise ConfigError(
+                f"'{path}' holds captions by model {row.get('model')!r} with prompt {row.get('prompt')!r}: name another"
+                " --output, or go on with those"
+            )
+    with path.open("r+b") as file:
+        file.truncate(complete)
+        if complete:
+            file.seek(complete - 1)
+            if file.read(1) != b"\n":
+                file.write(b"\n")
+    return {row["id"] for row in rows}
+
+
+def _rows(path: pathlib.Path) -> tuple[list[dict[str, str]], int]:
+    """The rows of a file, and how many of its bytes hold them: the rest is a last line that was cut short."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read '{path}': {error.strerror}: name a file of captions, one JSON a line"
+        ) from error
+    rows: list[dict[str, str]] = []
+    lines = data.split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not (isinstance(row, dict) and isinstance(row["id"], str) and isinstance(row["caption"], str)):
+                raise KeyError("id")
+        except (ValueError, KeyError) as error:  # among them JSON and UTF-8 errors; a byte order mark is none
+            if number == len(lines):
+                return rows, len(data) - len(line)
+            raise ConfigError(
+                f"'{path}' line {number} is not a JSON object with the texts 'id' and 'caption': mend or remove it"
+            ) from error
+        rows.append(row)
+    return rows, len(data)
+
+
+def _append(path: pathlib.Path, rows: Sequence[dict[str, str]]) -> None:
+    """Adds rows in one write that has reached the disk on return."""
+    if not rows:
+        return
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("ab") as file:
+        file.write("".join(json.dumps(row) + "\n" for row in rows).encode())
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def of_source(name: str, root: str) -> list[Picture]:
+    """The pictures of a dataset's folder, through its reader in `vgjax.data.sources`.
+
+    Raises:
+      ConfigError: there is no such reader, or the folder is not the dataset's.
+    """
+    if name not in SOURCES:
+        raise ConfigError(f"--source is '{name}': choose one of {', '.join(sorted(SOURCES))}")
+    source = SOURCES[name]
+    source.check(root)
+    entries = source.index(root).check(root).entries
+    return [Picture(entry.id, functools.partial(_open, entry.image, root), entry.label) for entry in entries]
+
+
+def _open(path: pathlib.Path, root: str) -> Image.Image:
+    return Image.fromarray(read_image(path, root).pixels)
+
+
+def of_records(name: str, folder: str) -> Iterator[Picture]:
+    """The pictures of a dataset in a folder of prepared records.
+
+    Raises:
+      ConfigError: it holds no such records.
+    """
+    from vgjax.data.builder import Pictures  # slow to import
+
+    parts = [Pictures(pathlib.Path(folder), name, split) for split in SPLITS]
+    rows = (part[number] for part in parts for number in range(len(part)))
+    return (Picture(row["id"], functools.partial(Image.open, io.BytesIO(row["image"])), row["label"]) for row in rows)
+
+
+def load_model(model: str) -> Callable[..., Any]:
+    """transformers' pipeline for a local folder or a model in the hub's cache.
+
+    Raises:
+      ConfigError: PyTorch is absent, or the model cannot be loaded.
+    """
+    if importlib.util.find_spec("torch") is None:
+        raise ConfigError(
+            "the captioner runs its model with PyTorch, which is not installed: pip install torch torchvision, here or"
+            " in an environment of its own"
+        )
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # read when transformers is imported
+    from transformers import pipeline
+
+    try:
+        return pipeline("image-text-to-text", model=model)
+    except (OSError, ValueError, ImportError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            f"--model: '{model}' cannot be loaded ({reason}): name the folder of an image-text-to-text model, or set"
+            " HF_HUB_OFFLINE=0 to fetch it"
+        ) from error
+
+
+def main(arguments: Sequence[str] | None = None, load: Callable[..., Any] = load_model) -> int:
+    """The command line; 1 where pictures failed, 2 where it could not start."""
+    parser = argparse.ArgumentParser(prog="python -m vgjax.data.captioner")
+    place = parser.add_mutually_exclusive_group(required=True)
+    place.add_argument("--root", help="the dataset's own folder")
+    place.add_argument("--records", help="a folder of prepared records")
+    parser.add_argument("--source", default="folder", help="dataset, as in data.source")
+    parser.add_argument("--model", required=True, help="folder or hub id")
+    parser.add_argument("--output", required=True, help="file of JSON lines, continued where it exists")
+    parser.add_argument("--prompt", default=PROMPT, help=f"{LABEL} in it tells the model the class name")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--attempts", type=int, default=3, help="tries of each picture")
+    parser.add_argument("--max_new_tokens", type=int, default=96)
+    given = parser.parse_args(arguments)
+    try:
+        if min(given.batch, given.attempts, given.max_new_tokens) < 1:
+            raise ConfigError("--batch, --attempts and --max_new_tokens must be at least 1")
+        pictures = of_records(given.source, given.records) if given.records else of_source(given.source, given.root)
+        outcome = run(
+            pictures,
+            load(given.model),
+            given.output,
+            given.model,
+            given.prompt,
+            given.batch,
+            given.attempts,
+            given.max_new_tokens,
+        )
+    except ConfigError as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(f"{outcome.written} captions written, {outcome.done} were there, {len(outcome.failed)} pictures failed")
+    for item_id, reason in outcome.failed:
+        print(f"{item_id}: {reason}")
+    return 1 if outcome.failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

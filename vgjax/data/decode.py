@@ -1,0 +1,101 @@
+"""One picture decoded, squared and measured: what worker processes do, so nothing heavy is imported here."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from vgjax.data import captions, duplicates
+from vgjax.data.entries import Entry, Skip
+from vgjax.data.images import ImageError, read_image, read_mask
+from vgjax.data.vocabulary import Vocabulary
+
+MASK_SIDE_THRESHOLD = 127  # a pixel of the smaller mask is inside where half of what it covers is
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How pictures become records.
+
+    Attributes:
+      root: no file outside it is read.
+      image_size: pixels a side of the result.
+      aspect: crop (the centre square), pad (black bars) or stretch.
+      max_pixels: larger pictures are refused unread.
+      vocabulary: what may be said of masks and pixels; without words for an empty mask, such pictures are skipped.
+    """
+
+    root: str
+    image_size: int
+    aspect: str
+    max_pixels: int
+    vocabulary: Vocabulary
+
+
+def square(image: np.ndarray, mask: np.ndarray, size: int, aspect: str) -> tuple[np.ndarray, np.ndarray]:
+    """Image (size, size, 3) and mask (size, size) with the same geometry.
+
+    Args:
+      image: (H, W, 3) uint8.
+      mask: (H, W) uint8, 0 or 1.
+      aspect: crop, pad or stretch; see `Settings`.
+    """
+    height, width = mask.shape
+    if aspect == "crop":
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        image, mask = (a[top : top + side, left : left + side] for a in (image, mask))
+    elif aspect == "pad":
+        side = max(height, width)
+        around = [((side - n) // 2, side - n - (side - n) // 2) for n in (height, width)]
+        image, mask = np.pad(image, [*around, (0, 0)]), np.pad(mask, around)
+    if mask.shape == (size, size):
+        return image, mask
+    small = Image.fromarray(image).resize((size, size), Image.Resampling.BICUBIC)
+    coverage = Image.fromarray(mask * 255).resize((size, size), Image.Resampling.BOX)
+    return np.asarray(small), (np.asarray(coverage) > MASK_SIDE_THRESHOLD).astype(np.uint8)
+
+
+def to_png(pixels: np.ndarray) -> bytes:
+    """Encodes (H, W) or (H, W, 3) uint8 pixels without loss."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def decode(entry: Entry, settings: Settings) -> dict[str, Any] | Skip:
+    """The picture's row (image and mask as PNG, hashes, measured attributes), or why there is none."""
+    root = pathlib.Path(settings.root)
+    where = str(entry.image.relative_to(root)) if entry.image.is_relative_to(root) else str(entry.image)
+    try:
+        hint = settings.image_size if settings.aspect != "pad" else None
+        picture = read_image(entry.image, root, settings.max_pixels, min_side=hint)
+        mask = read_mask(entry.masks, root, picture.pixels.shape[:2], settings.max_pixels)
+    except ImageError as error:
+        return Skip(where, error.reason, error.detail)
+    image, mask = square(picture.pixels, mask, settings.image_size, settings.aspect)
+    try:
+        attributes = captions.measure_attributes(image, mask, settings.vocabulary)
+    except ValueError as error:
+        return Skip(where, "empty mask", str(error))
+    thumb = duplicates.thumbnail(image)
+    return {
+        "id": entry.id,
+        "image": to_png(image),
+        "mask": to_png(mask),
+        "sha256": duplicates.pixel_hash(image),
+        "hash": duplicates.perceptual_hash(thumb),
+        "thumb": thumb.tobytes(),
+        "attributes": attributes,
+    }
+
+
+def decode_many(entries: Sequence[Entry], settings: Settings) -> list[dict[str, Any] | Skip]:
+    """`decode` of a chunk."""
+    return [decode(entry, settings) for entry in entries]

@@ -1,0 +1,140 @@
+"""Opening files that nobody vouches for: what is not a plain file below the root is refused, decoders are contained."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import pathlib
+import stat
+import threading
+import warnings
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from PIL import Image
+
+from vgjax.config import ConfigError
+
+MAX_BYTES = 500_000_000
+MIN_SIDE = 8  # pixels; the coarsest map of the networks has one cell for so many
+HEAD = 544  # bytes; the longest header that a format is known by is NIfTI-2's
+
+# What decoders say of files that end too early.
+TRUNCATED = ("truncated", "less than expected", "not enough data")
+REASONS = {
+    errno.ENOENT: "missing",
+    errno.ENOTDIR: "missing",
+    errno.EACCES: "no permission",
+    errno.EPERM: "no permission",
+    errno.ELOOP: "circle of links",
+    errno.ENAMETOOLONG: "impossible name",
+    errno.ENXIO: "not a file",  # a socket
+}
+
+
+class ImageError(ValueError):
+    """A file that cannot be used.
+
+    Attributes:
+      path: of the file, or what stands for it.
+      reason: a short category, the same for all of its kind ("truncated", "too large").
+      detail: what exactly, in words.
+    """
+
+    def __init__(self, path: str, reason: str, detail: str):
+        # All three are arguments of the exception, so that it crosses from one process to another.
+        super().__init__(path, reason, detail)
+        self.path, self.reason, self.detail = path, reason, detail
+
+    def __str__(self) -> str:
+        # repr: names may hold line breaks and bytes that are no text.
+        return f"{self.path!r} cannot be used, {self.reason}: {self.detail}"
+
+
+@contextlib.contextmanager
+def opened(path: str | pathlib.Path, root: str | pathlib.Path) -> Iterator[tuple[BinaryIO, bytes]]:
+    """A regular file and its first bytes; whatever its decoder raises becomes an ImageError."""
+    name = str(path)
+    try:
+        with silence, os.fdopen(_descriptor(name, pathlib.Path(root)), "rb") as stream:
+            head = stream.read(HEAD)
+            stream.seek(0)
+            yield stream, head
+    except (ImageError, ConfigError):
+        raise
+    except (Image.DecompressionBombError, MemoryError) as error:
+        raise ImageError(name, "too large", words(error)) from error
+    # Decoders promise nothing about what they raise on damaged files: Pillow, pydicom and nibabel together manage most
+    # of the built-in exceptions.
+    except Exception as error:
+        detail = words(error)
+        short = isinstance(error, EOFError) or any(sign in detail.lower() for sign in TRUNCATED)
+        raise ImageError(name, "truncated" if short else "damaged", detail) from error
+
+
+def _descriptor(name: str, root: pathlib.Path) -> int:
+    """Opens without ever waiting (a pipe would) and without following a link that was swapped in meanwhile."""
+    try:
+        home, real = os.path.realpath(root), os.path.realpath(name)
+        if os.path.commonpath([home, real]) != home:
+            raise ImageError(name, "outside the root", f"it leads to {real!r}")
+        if not stat.S_ISREG(os.lstat(real).st_mode) and not os.path.islink(real):
+            raise ImageError(name, "not a file", "it is a folder, a pipe, a socket or a device")
+        descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except OSError as error:
+        raise ImageError(name, REASONS.get(error.errno or 0, "unreadable"), str(error.strerror)) from error
+    except ImageError:
+        raise
+    except ValueError as error:  # a NUL in the name
+        raise ImageError(name, "impossible name", words(error)) from error
+    size = os.fstat(descriptor).st_size
+    if not 0 < size <= MAX_BYTES:
+        os.close(descriptor)
+        if size:
+            raise ImageError(name, "too large", f"{size} bytes, at most {MAX_BYTES} are read")
+        raise ImageError(name, "empty file", "0 bytes")
+    return descriptor
+
+
+class _Silence:
+    """Warnings of decoders are no news: what matters becomes an ImageError.
+
+    Python's filters belong to the whole process, so the first thread that comes in sets them aside and the last one out
+    puts them back.
+    """
+
+    def __init__(self) -> None:
+        self._lock, self._inside = threading.Lock(), 0
+        self._saved = warnings.catch_warnings()
+
+    def __enter__(self) -> None:
+        with self._lock:
+            if not self._inside:
+                self._saved = warnings.catch_warnings()
+                self._saved.__enter__()
+                warnings.simplefilter("ignore")
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._lock:
+            self._inside -= 1
+            if not self._inside:
+                self._saved.__exit__(None, None, None)
+
+
+silence = _Silence()
+
+
+def words(error: BaseException) -> str:
+    """What an exception says, on one line that any encoding can hold."""
+    text = " ".join(f"{type(error).__name__} {error}".split())
+    return text.encode("utf-8", "backslashreplace").decode()[:200]
+
+
+def check_size(name: str, width: int, height: int, max_pixels: int) -> None:
+    """ImageError where a side is below `MIN_SIDE` or the picture above `max_pixels`."""
+    if min(width, height) < MIN_SIDE:
+        raise ImageError(name, "too small", f"{width}x{height} pixels, each side needs {MIN_SIDE}")
+    if width * height > max_pixels:
+        raise ImageError(name, "too large", f"{width}x{height} pixels, at most {max_pixels} in all are decoded")

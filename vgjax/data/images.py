@@ -1,0 +1,263 @@
+"""One picture or mask from disk, whatever is in the file: an array of the promised kind, or an `ImageError`.
+
+    JPEG, PNG, BMP, GIF, TIFF, WebP   by their first bytes, never by name; of several frames the first
+    DICOM                             first frame; needs the extra vgjax[dicom]
+    NIfTI, plain or gzipped           middle axial slice of the first volume; needs the extra vgjax[nifti]
+
+What becomes of values that are not 8-bit RGB:
+
+    alpha                    dropped: the colours stay as they are stored
+    grey                     repeated three times
+    palette, CMYK, YCCK, LAB converted to RGB
+    16-bit colour            upper 8 bits
+    integers above 8 bits    divided by 257 if any exceeds 4095, by 4095 / 255 if any exceeds 255, else as they are, so
+                             that pictures of one scanner keep their common scale
+    floats, integers below 0 or above 65535
+                             from minimum..maximum
+    DICOM                    the first window, without one minimum..maximum of the frame; MONOCHROME1 inverted
+    NIfTI                    1st..99th percentile of the slice; seen from the feet, front up
+
+A picture is turned by its EXIF orientation. A mask is not (except a TIFF, where the tag is part of the format): tools
+that draw masks do not copy EXIF.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+from collections.abc import Sequence
+from typing import BinaryIO, NamedTuple
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from vgjax.data.entries import RunLengths
+from vgjax.data.files import MIN_SIDE, ImageError, check_size, opened, words
+from vgjax.data.volumes import (
+    check_finite,
+    dicom_frame,
+    is_dicom,
+    is_nifti,
+    nifti_slice,
+    spread,
+    window_dicom,
+    window_nifti,
+)
+
+MAX_PIXELS = 64_000_000
+
+# Nothing else is tried: among Pillow's other readers are some that start programs or follow paths in the file.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
+MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
+LOSSY = ("JPEG", "MPO", "WEBP")
+ORIENTATION, TILE_WIDTH, TILE_LENGTH = 274, 322, 323  # TIFF tags
+
+
+class Picture(NamedTuple):
+    """A decoded picture.
+
+    Attributes:
+      pixels: (H, W, 3) uint8; read-only where that saves a copy.
+      full_size: (H, W) of the file, which is larger than `pixels` where a JPEG was decoded at a reduced scale.
+    """
+
+    pixels: np.ndarray
+    full_size: tuple[int, int]
+
+
+def read_image(
+    path: str | pathlib.Path, root: str | pathlib.Path, max_pixels: int = MAX_PIXELS, min_side: int | None = None
+) -> Picture:
+    """Decodes one picture.
+
+    Args:
+      path: of the file; links are followed as long as they stay within the root.
+      root: nothing outside of it is opened.
+      max_pixels: larger pictures are refused by their header; above 178 million Pillow's own limit holds.
+      min_side: what the picture will be reduced to, shorter side in pixels. A JPEG is then decoded at 1/2, 1/4 or 1/8
+        while twice that remains, which costs a fraction of the time.
+
+    Raises:
+      ImageError: for whatever is wrong with the file.
+      ConfigError: it is DICOM or NIfTI and the reader for it is not installed.
+    """
+    name = str(path)
+    with opened(path, root) as (stream, head):
+        if is_dicom(head):
+            values, dataset = dicom_frame(stream, head, name, max_pixels)
+            grey = window_dicom(values, dataset, name) if values.ndim == 2 else _eight_bits(values, name)
+            return Picture(_rgb(grey), (values.shape[0], values.shape[1]))
+        if is_nifti(head):
+            values = nifti_slice(stream, head, name, max_pixels)
+            return Picture(_rgb(window_nifti(values)), (values.shape[0], values.shape[1]))
+        file = _pillow(stream, head, name, max_pixels)
+        width, height = file.size
+        if min_side is not None:
+            file.draft(file.mode, (2 * min_side, 2 * min_side))
+        values = _values(file)
+        orientation = _orientation(file)
+        full_size = (width, height) if orientation > 4 else (height, width)
+        return Picture(_rgb(_upright(_eight_bits(values, name), orientation)), full_size)
+
+
+def read_mask(
+    masks: Sequence[str | pathlib.Path | RunLengths],
+    root: str | pathlib.Path,
+    shape: tuple[int, int],
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
+    """The union of masks, (H, W) uint8 of 0 and 1; none at all give an empty mask.
+
+    A pixel is inside where
+
+        JPEG, WebP            the largest channel is above 127
+        colour                it is not black (labels are told apart by colour)
+        few, distant levels   it is not 0: 0 and 1, 0 and 255, 0 128 255 and other labels at least an eighth apart
+        all in the lower half it is not 0: labels 0 1 2 3 ...
+        else                  it is above half of what its depth can hold: an edge that was smoothed
+
+    Args:
+      masks: files, or run lengths.
+      root: nothing outside of it is opened.
+      shape: (H, W) of the picture. A mask of another size but the same aspect ratio (within 1 %) is resampled to it,
+        nearest neighbour, so that the shape of a picture decoded at a reduced scale will do.
+      max_pixels: as for pictures.
+
+    Raises:
+      ImageError: a mask cannot be used, or is of another size.
+      ConfigError: as `read_image`.
+    """
+    union = np.zeros(shape, bool)
+    for mask in masks:
+        if isinstance(mask, RunLengths):
+            union |= _fitted(_runs(mask, max_pixels), shape, "run lengths")
+            continue
+        with opened(mask, root) as (stream, head):
+            union |= _fitted(_mask_file(stream, head, str(mask), max_pixels), shape, str(mask))
+    return union.astype(np.uint8)
+
+
+def _pillow(stream: BinaryIO, head: bytes, name: str, max_pixels: int) -> Image.Image:
+    """The file with its header read and checked, pixels not yet decoded."""
+    try:
+        file = Image.open(stream, formats=FORMATS)
+    except UnidentifiedImageError as error:
+        if head.startswith(MAGIC):
+            raise ImageError(name, "damaged", "the header cannot be read") from error
+        raise ImageError(name, "not an image", f"its first bytes are {head[:8]!r}") from error
+    check_size(name, file.width, file.height, max_pixels)
+    if file.format == "PNG":
+        file.verify()  # checksums of the pixels, which decoding ignores
+        stream.seek(0)
+        file = Image.open(stream, formats=FORMATS)
+    tags = getattr(file, "tag_v2", {})
+    # A tile is decoded whole, even where the picture is smaller.
+    tile_width, tile_length = (max(tags.get(tag, 0), MIN_SIDE) for tag in (TILE_WIDTH, TILE_LENGTH))
+    check_size(name, tile_width, tile_length, max_pixels)
+    return file
+
+
+def _values(file: Image.Image) -> np.ndarray:
+    """(H, W) of a grey picture, as deep as it is stored; else (H, W, 3) uint8."""
+    file.load()
+    if file.mode.startswith(("I", "F")):
+        return np.asarray(file)
+    return np.asarray(file.convert("L" if file.mode in ("1", "L", "LA") else "RGB"))
+
+
+def _orientation(file: Image.Image) -> int:
+    """1..8 of a loaded file, 1 being upright."""
+    with contextlib.suppress(Exception):  # a damaged EXIF block says nothing about the pixels
+        value = file.getexif().get(ORIENTATION, 1)
+        return value if value in range(1, 9) else 1
+    return 1
+
+
+def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
+    """EXIF 2.32, tag 274: 5 to 8 are lying, even ones of 1..4 and odd ones of 5..8 mirrored."""
+    turned = values.swapaxes(0, 1) if orientation > 4 else values
+    rows = -1 if orientation in (3, 4, 7, 8) else 1
+    columns = -1 if orientation in (2, 3, 6, 7) else 1
+    return turned[::rows, ::columns]
+
+
+def _eight_bits(values: np.ndarray, name: str) -> np.ndarray:
+    """Any values as uint8, by the rules at the top of this file."""
+    if values.dtype == np.uint8:
+        return values
+    check_finite(values, name)
+    low, high = values.min(), values.max()
+    if values.dtype.kind == "f" or low < 0 or high > 65535:
+        return spread(values, low, high)
+    divisor = 257 if high > 4095 else 4095 / 255 if high > 255 else 1
+    return np.rint(values / np.float32(divisor)).astype(np.uint8)
+
+
+def _rgb(values: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(values if values.ndim == 3 else np.repeat(values[..., None], 3, 2))
+
+
+def _mask_file(stream: BinaryIO, head: bytes, name: str, max_pixels: int) -> np.ndarray:
+    """(H, W) bool."""
+    if is_dicom(head):
+        values = dicom_frame(stream, head, name, max_pixels)[0]
+    elif is_nifti(head):
+        values = nifti_slice(stream, head, name, max_pixels)
+    else:
+        file = _pillow(stream, head, name, max_pixels)
+        lossy = file.format in LOSSY or file.info.get("compression") == "jpeg"
+        values = _values(file)
+        if lossy and values.dtype == np.uint8:
+            return _brightest(values) > 127
+    check_finite(values, name)
+    brightest = _brightest(values)
+    if values.ndim == 3 and np.any(brightest - _brightest(values, np.minimum) > 32):
+        return brightest > 0
+    return _inside(brightest)
+
+
+def _brightest(values: np.ndarray, among: np.ufunc = np.maximum) -> np.ndarray:
+    """The largest channel (or what else among them); by pairs, which is far faster than along so short an axis."""
+    return among(among(values[..., 0], values[..., 1]), values[..., 2]) if values.ndim == 3 else values
+
+
+def _inside(values: np.ndarray) -> np.ndarray:
+    """Which grey levels of a lossless mask are inside; see `read_mask`."""
+    values = values.clip(0)
+    top = values.max()
+    possible = next((limit for limit in (1, 255, 4095, 65535) if top <= limit), top)
+    whole = values.dtype.kind != "f" or np.array_equal(values, np.rint(values))
+    gap = np.diff(np.unique(values).astype(np.float64)).min(initial=possible)
+    if (whole and top <= possible / 2) or gap >= possible / 8:
+        return values > 0
+    return values > possible / 2
+
+
+def _runs(runs: RunLengths, max_pixels: int) -> np.ndarray:
+    """(H, W) bool of run lengths: starts count from 1, rows come one after another."""
+    check_size("run lengths", runs.width, runs.height, max_pixels)
+    pixels = runs.height * runs.width
+    try:
+        numbers = np.array(runs.text.split(), np.int64)
+    except (ValueError, OverflowError) as error:
+        raise ImageError("run lengths", "malformed run lengths", words(error)) from error
+    if len(numbers) % 2:
+        raise ImageError("run lengths", "malformed run lengths", f"{len(numbers)} numbers, which are no pairs")
+    starts, lengths = numbers[::2] - 1, numbers[1::2]
+    if np.any((starts < 0) | (starts >= pixels) | (lengths < 1) | (lengths > pixels - starts)):
+        raise ImageError("run lengths", "malformed run lengths", f"a run leaves the {pixels} pixels")
+    steps = np.zeros(pixels + 1, np.int32)
+    np.add.at(steps, starts, 1)
+    np.add.at(steps, starts + lengths, -1)
+    return (np.cumsum(steps[:-1]) > 0).reshape(runs.height, runs.width)
+
+
+def _fitted(mask: np.ndarray, shape: tuple[int, int], name: str) -> np.ndarray:
+    """The mask at another shape of the same aspect ratio."""
+    if mask.shape == shape:
+        return mask
+    ratio = (mask.shape[1] * shape[0]) / (mask.shape[0] * shape[1])
+    if not 1 / 1.01 <= ratio <= 1.01:
+        detail = f"{mask.shape[1]}x{mask.shape[0]} for a picture of {shape[1]}x{shape[0]}"
+        raise ImageError(name, "mask of another size", detail)
+    return np.asarray(Image.fromarray(mask).resize((shape[1], shape[0]), Image.Resampling.NEAREST))

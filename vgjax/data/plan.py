@@ -1,0 +1,205 @@
+"""What preparation will write of a dataset: who is used, in which split, with which caption."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import pathlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vgjax.config import Config, ConfigError
+from vgjax.data import captioner, captions, duplicates, splits
+from vgjax.data import vocabulary as vocabularies
+from vgjax.data.decode import Settings
+from vgjax.data.entries import Entry, Skip, Source
+from vgjax.data.parts import Parts
+from vgjax.data.sources import SOURCES
+from vgjax.types import SPLITS
+
+Pictures = Callable[[], Iterable[tuple[str, bytes, bytes]]]
+
+
+@dataclasses.dataclass
+class Plan:
+    """What will be written.
+
+    Attributes:
+      rows: split -> id -> caption, label, group, factors, said; in the order of `pictures`.
+      pictures: (id, image PNG, mask PNG) of all, anew on each call.
+      present: how many pictures the source holds.
+      skipped: what was left out.
+      thresholds: where the levels of measured captions part.
+      groups: how many patients, lesions or groups of near-duplicates there are.
+      torn: groups that the dataset's own lists put into several splits.
+      leaks: what stands on both sides of a split, a sentence each.
+      clean: removes what only preparation needed.
+    """
+
+    rows: dict[str, dict[str, dict[str, Any]]]
+    pictures: Pictures
+    present: int
+    skipped: list[Skip] = dataclasses.field(default_factory=list)
+    thresholds: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    groups: int = 0
+    torn: tuple[str, ...] = ()
+    leaks: list[str] = dataclasses.field(default_factory=list)
+    clean: Callable[[], None] = lambda: None
+
+
+def vocabulary_of(source: str) -> vocabularies.Vocabulary:
+    """The words for a source's pictures."""
+    found = SOURCES[source]
+    return vocabularies.vocabulary_of(found.lesion, found.tissue, found.coloured)
+
+
+def plan(config: Config, folder: pathlib.Path) -> Plan:
+    """Decodes the dataset into folder/parts and decides the rest.
+
+    Raises:
+      ConfigError: nothing usable, too many damaged files, or lists of splits that do not fit.
+    """
+    c = config.data
+    source: Source = SOURCES[c.source]
+    index = source.index(c.root).check(c.root)
+    root = str(pathlib.Path(c.root).resolve())
+    vocabulary = vocabulary_of(c.source)
+    settings = Settings(root, c.image_size, c.aspect, c.max_pixels, vocabulary)
+    parts = Parts(folder / "parts", index.entries, settings)
+    parts.decode(c.workers)
+    skipped = [*index.skipped, *parts.skipped]
+    _check_share(parts.skipped, len(index.entries), c.max_bad_fraction)
+
+    entries, measured = _matched(index.entries, parts, c.captions_file)
+    groups = group(entries, measured)
+    assigned = _assign(config, entries, groups)
+    thresholds, rows = _captioned(config, vocabulary, entries, measured, groups, assigned.splits)
+    splits.write(folder / "splits", assigned.splits)
+    hashes = {entry.id: row["sha256"] for entry, row in zip(entries, measured, strict=True)}
+    leaks = splits.leaks(assigned.splits, dict(zip(assigned.splits, groups, strict=True)), hashes)
+    for leak in leaks:
+        logging.warning("leak between splits: %s", leak)
+    return Plan(
+        rows=rows,
+        pictures=lambda: ((row["id"], row["image"], row["mask"]) for row in parts),
+        present=index.present,
+        skipped=skipped,
+        thresholds=thresholds,
+        groups=len(set(groups)),
+        torn=assigned.torn,
+        leaks=leaks,
+        clean=parts.remove,
+    )
+
+
+def _check_share(bad: Sequence[Skip], total: int, most: float) -> None:
+    if len(bad) > most * total:
+        first = bad[0]
+        raise ConfigError(
+            f"config key 'data.max_bad_fraction' is {most}, but {len(bad)} of {total} pictures cannot be decoded, the"
+            f" first: {first.path}: {first.reason}: mend the files or raise it"
+        )
+
+
+def _matched(entries: Sequence[Entry], parts: Parts, captions_file: str) -> tuple[list[Entry], list[dict[str, Any]]]:
+    """Entries that could be decoded, with what was measured on them (the pictures themselves stay on disk)."""
+    by_id = {entry.id: entry for entry in entries}
+    told = captioner.read(captions_file) if captions_file else {}
+    found, measured = [], []
+    for row in parts:
+        entry = by_id[row["id"]]
+        found.append(dataclasses.replace(entry, text=told.get(entry.id, entry.text)))
+        measured.append({name: value for name, value in row.items() if name not in ("image", "mask")})
+    return found, measured
+
+
+def group(entries: Sequence[Entry], measured: Sequence[Mapping[str, Any]]) -> list[str]:
+    """The group of each picture, which never crosses splits.
+
+    Patients or lesions where the dataset names them, else near-duplicates; in either case equal pictures are together.
+    """
+    if any(entry.group for entry in entries):
+        names = [entry.group or entry.id for entry in entries]
+    else:
+        thumbs = np.frombuffer(b"".join(row["thumb"] for row in measured), np.uint8)
+        thumbs = thumbs.reshape(-1, duplicates.SIDE, duplicates.SIDE)
+        numbers = duplicates.group([row["hash"] for row in measured], thumbs)
+        names = duplicates.names([entry.id for entry in entries], numbers)
+    return _joined(names, [row["sha256"] for row in measured])
+
+
+def _joined(names: Sequence[str], hashes: Sequence[str]) -> list[str]:
+    """Names of groups, those that share a picture made one under the smallest of their names."""
+    parent = {name: name for name in names}
+
+    def root(name: str) -> str:
+        while parent[name] != name:
+            parent[name] = name = parent[parent[name]]
+        return name
+
+    first: dict[str, str] = {}
+    for name, digest in zip(names, hashes, strict=True):
+        low, high = sorted((root(name), root(first.setdefault(digest, name))))
+        parent[high] = low
+    return [root(name) for name in names]
+
+
+def _assign(config: Config, entries: Sequence[Entry], groups: Sequence[str]) -> splits.Assigned:
+    """Splits from the lists that the config names, the dataset's own, or by hash."""
+    c, ids = config.data, [entry.id for entry in entries]
+    official = [entry.split for entry in entries]
+    if c.splits:
+        listed = splits.read(c.splits)
+        unlisted = [item_id for item_id in ids if item_id not in listed]
+        if unlisted:
+            raise ConfigError(
+                f"config key 'data.splits': the lists in '{c.splits}' lack {len(unlisted)} of {len(ids)} pictures, the"
+                f" first: {unlisted[0]!r}: use the lists of this dataset"
+            )
+        official = [listed[item_id] for item_id in ids]
+    labels = [entry.label for entry in entries]
+    assigned = splits.assign(ids, groups, labels, official, config.seed, c.test_fraction, c.validation_fraction)
+    for split in SPLITS:
+        if split not in assigned.splits.values():
+            raise ConfigError(
+                f"config key 'data.root': of {len(ids)} usable pictures none falls into the split {split}: give more"
+                f" pictures, raise data.{split}_fraction, or name lists in data.splits"
+            )
+    return assigned
+
+
+def _captioned(
+    config: Config,
+    vocabulary: vocabularies.Vocabulary,
+    entries: Sequence[Entry],
+    measured: Sequence[Mapping[str, Any]],
+    groups: Sequence[str],
+    assigned: Mapping[str, str],
+) -> tuple[Mapping[str, Any], dict[str, dict[str, dict[str, Any]]]]:
+    """Thresholds, fitted to the training split alone, and the rows of each split."""
+    c = config.data
+    training = [row["attributes"] for row in measured if assigned[row["id"]] == "train"]
+    thresholds = captions.fit_thresholds(training, vocabulary)
+    rows: dict[str, dict[str, dict[str, Any]]] = {split: {} for split in SPLITS}
+    for entry, row, name in zip(entries, measured, groups, strict=True):
+        rng = np.random.default_rng(_number(f"caption:{config.seed}:{entry.id}"))
+        label = entry.label if c.label_in_caption else ""
+        text, levels, said = captions.caption(
+            entry.text, row["attributes"], thresholds, vocabulary, c.captions, rng, label
+        )
+        rows[assigned[entry.id]][entry.id] = {
+            "caption": text,
+            "label": entry.label,
+            "group": name,
+            "factors": levels,
+            "said": said,
+        }
+    return thresholds, rows
+
+
+def _number(text: str) -> int:
+    """A number in 0..2**64 - 1 that depends on the text alone."""
+    return int.from_bytes(hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:8], "big")

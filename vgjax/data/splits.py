@@ -1,0 +1,200 @@
+"""Which pictures are trained on and which are held out: by the dataset's own lists, or by a hash of the group's name.
+
+A hash depends on nothing but the name, so adding or losing a picture moves no other group; and all of a group (a
+patient, a lesion, near-duplicates) falls to one side. Shares are therefore only met on average.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import pathlib
+from collections import Counter, defaultdict
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from vgjax.config import ConfigError
+from vgjax.types import SPLITS
+
+
+class Assigned(NamedTuple):
+    """Splits with what is wrong about them.
+
+    Attributes:
+      splits: id -> split, in the order of the ids given.
+      torn: groups that the dataset's own lists put into several splits, sorted.
+      absent: (label, split) where a class has no picture in a split that has pictures, sorted.
+    """
+
+    splits: dict[str, str]
+    torn: tuple[str, ...]
+    absent: tuple[tuple[str, str], ...]
+
+
+def split_of(name: str, seed: int, test_fraction: float, validation_fraction: float) -> str:
+    """The split a group falls into: the hash of its name is a uniform number in 0..1, cut at the fractions."""
+    # Names of files that are not UTF-8 hold surrogates.
+    digest = hashlib.sha256(f"split:{seed}:{name}".encode(errors="surrogatepass")).digest()
+    uniform = int.from_bytes(digest[:8], "big") / 2**64
+    if uniform < test_fraction:
+        return "test"
+    return "validation" if uniform < test_fraction + validation_fraction else "train"
+
+
+def assign(
+    ids: Sequence[str],
+    groups: Sequence[str],
+    labels: Sequence[str],
+    official: Sequence[str],
+    seed: int,
+    test_fraction: float,
+    validation_fraction: float,
+) -> Assigned:
+    """The split of each picture.
+
+    Official splits hold for all pictures or for none. A part that they lack is cut from their training part as without
+    them, by group.
+
+    Args:
+      ids: unique.
+      groups: of each; "" for a picture that is its own group.
+      labels: class of each, "" for none; splits do not depend on it, it only feeds `absent`.
+      official: one of `SPLITS` each, or all "".
+      seed: of the hash.
+      test_fraction: expected share of the groups, 0..1.
+      validation_fraction: likewise.
+
+    Raises:
+      ConfigError: the fractions leave nothing to train on, only some pictures have an official split, one is unknown,
+        or no picture falls into the training part.
+    """
+    if min(test_fraction, validation_fraction) < 0 or test_fraction + validation_fraction >= 1:
+        raise ConfigError(
+            f"config keys 'data.test_fraction' and 'data.validation_fraction' are {test_fraction} and"
+            f" {validation_fraction}: both must be at least 0 and their sum below 1"
+        )
+    given = _official_parts(ids, official)
+    cut = (seed, 0.0 if "test" in given else test_fraction, 0.0 if "validation" in given else validation_fraction)
+    splits = {
+        item_id: own if own in ("test", "validation") else split_of(name or item_id, *cut)
+        for item_id, name, own in zip(ids, groups, official, strict=True)
+    }
+    if "train" not in splits.values():
+        raise ConfigError(
+            f"config key 'data.root': of {len(ids)} usable pictures none falls into the training split: give a fuller"
+            " folder or lower data.test_fraction"
+        )
+    torn = _torn(splits, dict(zip(ids, groups, strict=True)))
+    if torn:
+        logging.warning("the dataset's own splits tear %d groups apart, the first: %s", len(torn), next(iter(torn)))
+    found = Counter(zip(labels, splits.values(), strict=True))
+    used = set(splits.values())
+    absent = ((label, split) for label in set(labels) - {""} for split in used if not found[label, split])
+    return Assigned(splits, tuple(torn), tuple(sorted(absent)))
+
+
+def write(folder: str | os.PathLike[str], splits: Mapping[str, str]) -> None:
+    """Writes train.txt, validation.txt and test.txt, one id a line, sorted.
+
+    An id that a line cannot hold as it is (line breaks, blanks at its ends, a leading quotation mark) is written as a
+    JSON string.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    for split in SPLITS:
+        lines = [_line(item_id) + "\n" for item_id in sorted(splits) if splits[item_id] == split]
+        part = folder / f"{split}.part"
+        part.write_bytes("".join(lines).encode())
+        part.replace(folder / f"{split}.txt")
+
+
+def read(folder: str | os.PathLike[str]) -> dict[str, str]:
+    """Id -> split, from the files that `write` makes or others of that form.
+
+    Raises:
+      ConfigError: a file is missing or unreadable, an id is listed twice, or train.txt is empty.
+    """
+    splits: dict[str, str] = {}
+    for split in SPLITS:
+        path = pathlib.Path(folder, f"{split}.txt")
+        for number, item_id in _listed(path):
+            if item_id in splits:
+                raise ConfigError(
+                    f"'{path}' line {number}: the id {item_id!r} stands in {splits[item_id]}.txt too (or twice):"
+                    " leave it in one list"
+                )
+            splits[item_id] = split
+    if "train" not in splits.values():
+        raise ConfigError(f"'{pathlib.Path(folder, 'train.txt')}' lists no id: name at least one picture to train on")
+    return splits
+
+
+def leaks(splits: Mapping[str, str], groups: Mapping[str, str], hashes: Mapping[str, str]) -> list[str]:
+    """What stands on both sides of a split, one sentence each, sorted; empty where nothing does.
+
+    Args:
+      splits: id -> split.
+      groups: id -> group, "" or absent for none.
+      hashes: id -> digest of the pixels (`vgjax.data.duplicates.pixel_hash`).
+    """
+    found = [f"the group {name!r} is in {_places(parts)}" for name, parts in _torn(splits, groups).items()]
+    found += [f"the same picture is in {_places(parts)}" for parts in _torn(splits, hashes).values()]
+    return sorted(found)
+
+
+def _official_parts(ids: Sequence[str], official: Sequence[str]) -> set[str]:
+    given = set(official)
+    if unknown := given - {"", *SPLITS}:
+        raise ConfigError(f"the dataset names a split {min(unknown)!r}: use {', '.join(SPLITS)}")
+    if "" in given and len(given) > 1:
+        without = [item_id for item_id, own in zip(ids, official, strict=True) if not own]
+        raise ConfigError(
+            f"{len(without)} of {len(ids)} pictures have no official split, the first: {without[0]!r}: complete the"
+            " dataset's split lists or remove them all"
+        )
+    return given
+
+
+def _torn(splits: Mapping[str, str], kinds: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    """Kind -> split -> first id, for each kind (group, digest) that several splits share; sorted by kind."""
+    parts: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for item_id in sorted(splits):
+        if kind := kinds.get(item_id, ""):
+            parts[kind].setdefault(splits[item_id], item_id)
+    return {kind: parts[kind] for kind in sorted(parts) if len(parts[kind]) > 1}
+
+
+def _places(parts: Mapping[str, str]) -> str:
+    return " and ".join(f"{split} ({parts[split]!r})" for split in SPLITS if split in parts)
+
+
+def _line(item_id: str) -> str:
+    # isprintable is False of line breaks of every alphabet and of surrogates, which UTF-8 cannot hold.
+    plain = item_id and item_id.isprintable() and item_id == item_id.strip() and item_id[0] != '"'
+    return item_id if plain else json.dumps(item_id)
+
+
+def _listed(path: pathlib.Path) -> list[tuple[int, str]]:
+    """Line number and id of each line that is not empty."""
+    try:
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read '{path}': {error.strerror}: a folder of splits holds train.txt, validation.txt and test.txt"
+        ) from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"'{path}' is not UTF-8: save it as plain text in UTF-8, one id a line") from error
+    listed = []
+    for number, line in enumerate(lines, 1):
+        text = line.strip()
+        if text.startswith('"'):
+            try:
+                text = json.loads(text)
+            except ValueError as error:
+                raise ConfigError(f"'{path}' line {number} is not a JSON string: close its quotation marks") from error
+        elif not text:
+            continue
+        listed.append((number, text))
+    return listed

@@ -1,0 +1,73 @@
+"""Tables that come with datasets: read row by row, whatever stands in them."""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import os
+import pathlib
+import re
+import zlib
+from collections.abc import Iterable, Iterator
+
+from vgjax.config import ConfigError
+from vgjax.data.entries import Skip, inside, shown
+
+MAX_TEXT = 20_000  # characters; far beyond any report, and what a text encoder truncates to
+MAX_FIELD = 1 << 24  # characters of one field of a table; run lengths of a mask take some 10^5
+
+
+def tidy(text: str) -> str:
+    """Words with single blanks between them; control characters and what could not be decoded are blanks."""
+    return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f\ufffd\ud800-\udfff]", " ", text).split())
+
+
+def table_rows(
+    base: pathlib.Path, path: pathlib.Path, required: Iterable[str], skipped: list[Skip]
+) -> Iterator[dict[str, str]]:
+    """Rows of a table with commas, by column, one at a time; `.gz` is decompressed on the way.
+
+    Bytes that are no UTF-8 become U+FFFD. Fields that a row lacks at its end are "", surplus ones are dropped, blank
+    rows left out. A field beyond `MAX_FIELD` costs its row, which goes to `skipped`.
+
+    Raises:
+      ConfigError: the table is unreadable, truncated or outside the root, or lacks a column.
+    """
+    csv.field_size_limit(MAX_FIELD)
+    try:
+        with open_text(base, path) as file:
+            reader = csv.reader(file)
+            header = [name.strip() for name in next(reader, [])]
+            absent = [name for name in required if name not in header]
+            if absent:
+                raise ConfigError(
+                    f"table '{path}' has no column {', '.join(absent)} (it has"
+                    f" {', '.join(header)[:300] or 'none'}): name its columns in the first line"
+                )
+            while True:
+                try:
+                    line = next(reader)
+                except StopIteration:
+                    return
+                except csv.Error as error:
+                    where = f"{shown(base, path)}:{reader.line_num}"
+                    skipped.append(Skip(where, "unreadable row", str(error), picture=False))
+                    continue
+                if any(line):
+                    line += [""] * (len(header) - len(line))
+                    yield dict(zip(header, line, strict=False))
+    except (OSError, EOFError, zlib.error, csv.Error) as error:
+        raise ConfigError(f"table '{path}' cannot be read to its end ({error}): download it again") from error
+
+
+def open_text(base: pathlib.Path, path: pathlib.Path) -> io.TextIOBase:
+    """A text file, decompressed on the way where it is .gz; bytes that are no UTF-8 become U+FFFD.
+
+    Raises:
+      ConfigError: it is no file inside `base`.
+    """
+    if not os.path.isfile(path) or not inside(base, path):
+        raise ConfigError(f"table '{path}' is no file inside '{base}': replace it by the file itself")
+    opened = gzip.open if path.suffix.lower() == ".gz" else open
+    return opened(path, "rt", encoding="utf-8-sig", errors="replace", newline="")

@@ -1,0 +1,154 @@
+"""One plane of a DICOM or NIfTI file; pydicom and nibabel are optional and imported when such a file turns up."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import logging
+import math
+from collections.abc import Sequence
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from vgjax.config import ConfigError
+from vgjax.data.files import HEAD, MIN_SIDE, ImageError, check_size
+
+MAX_VOLUME = 2**31  # bytes of one NIfTI volume
+MAX_OFFSET = 2**24  # bytes before its first voxel
+DEFLATED = b"1.2.840.10008.1.2.1.99"  # the DICOM transfer syntax that is inflated as a whole, however large
+GZIP = b"\x1f\x8b"
+
+
+def is_dicom(head: bytes) -> bool:
+    """Whether a file that begins so is DICOM, from its first 132 bytes."""
+    return head[128:132] == b"DICM"
+
+
+def is_nifti(head: bytes) -> bool:
+    """Whether a file that begins so is NIfTI in a single file, or gzipped and thus worth a closer look."""
+    return head.startswith(GZIP) or head[344:348] == b"n+1\0" or head[4:8] == b"n+2\0"
+
+
+def dicom_frame(stream: BinaryIO, head: bytes, name: str, max_pixels: int) -> tuple[np.ndarray, Any]:
+    """The first frame as stored, (H, W) or (H, W, 3) for colour in RGB, and the pydicom Dataset.
+
+    Raises:
+      ConfigError: pydicom is not installed.
+      ImageError: it cannot be used; pydicom raises much else on damaged files.
+    """
+    try:
+        import pydicom
+        from pydicom.pixels import apply_color_lut, pixel_array
+    except ImportError as error:
+        raise ConfigError(f"reading the DICOM file '{name}' needs pydicom: pip install vgjax[dicom]") from error
+    if DEFLATED in head:
+        raise ImageError(name, "not supported", "a deflated DICOM file")
+    dataset = pydicom.dcmread(stream)
+    if not {"PixelData", "FloatPixelData", "DoubleFloatPixelData"} & set(dataset.dir()):
+        raise ImageError(name, "not an image", "a DICOM file without pixels")
+    check_size(name, int(dataset.Columns), int(dataset.Rows), max_pixels)
+    try:
+        values = pixel_array(dataset, index=0)
+    except (NotImplementedError, RuntimeError) as error:
+        if "Unable to decompress" in str(error) or isinstance(error, NotImplementedError):
+            raise ImageError(name, "not supported", f"compressed as {dataset.file_meta.TransferSyntaxUID}") from error
+        raise
+    if dataset.PhotometricInterpretation == "PALETTE COLOR":
+        values = apply_color_lut(values, dataset)
+    return values, dataset
+
+
+def window_dicom(values: np.ndarray, dataset: Any, name: str) -> np.ndarray:
+    """A grey frame as (H, W) uint8: rescaled, its first window or else its full range spread, MONOCHROME1 inverted."""
+    from pydicom.pixels import apply_modality_lut
+
+    values = apply_modality_lut(values, dataset).astype(np.float64)
+    check_finite(values, name)
+    low, high = values.min(), values.max()
+    center, width = (_first(dataset.get(key)) for key in ("WindowCenter", "WindowWidth"))
+    if center is not None and width is not None and width > 0:
+        match dataset.get("VOILUTFunction", "LINEAR"):
+            case "SIGMOID":
+                values = 1 / (1 + np.exp((-4 * (values - center) / width).clip(-700, 700)))
+                low, high = 0, 1
+            case "LINEAR_EXACT":
+                low, high = center - width / 2, center + width / 2
+            case _:  # DICOM PS3.3 C.11.2.1.2.1
+                low, high = center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2
+    grey = spread(values, low, high)
+    return 255 - grey if dataset.PhotometricInterpretation == "MONOCHROME1" else grey
+
+
+def _first(value: Any) -> float | None:
+    """The first of one or several numbers; None where there is none that is finite."""
+    value = value[0] if isinstance(value, Sequence) else value
+    return float(value) if value is not None and math.isfinite(value) else None
+
+
+def nifti_slice(stream: BinaryIO, head: bytes, name: str, max_pixels: int) -> np.ndarray:
+    """The middle axial slice of the first volume, (H, W), rescaled: seen from the feet, front up, right side left.
+
+    Raises:
+      ConfigError: nibabel is not installed.
+      ImageError: it cannot be used; nibabel raises much else on damaged files.
+    """
+    try:
+        import nibabel
+    except ImportError as error:
+        raise ConfigError(f"reading the NIfTI file '{name}' needs nibabel: pip install vgjax[nifti]") from error
+    if head.startswith(GZIP):
+        stream = gzip.GzipFile(fileobj=stream)  # type: ignore[assignment]
+        head = stream.read(HEAD)
+        if head.startswith(GZIP) or not is_nifti(head):
+            raise ImageError(name, "not an image", "gzipped, but not NIfTI")
+    kind, length = (nibabel.Nifti2Header, 540) if head[4:8] == b"n+2\0" else (nibabel.Nifti1Header, 348)
+    # The header alone: extensions may be as long as they like to say.
+    header = kind.from_fileobj(io.BytesIO(head[:length]), check=False)
+    header.check_fix(logging.Logger("silent", logging.CRITICAL + 1))
+    shape, dtype = header.get_data_shape(), header.get_data_dtype()
+    if dtype.kind not in "uif" or len(shape) < 2:
+        raise ImageError(name, "not supported", f"values of type {dtype} in {len(shape)} dimensions")
+    if not 0 <= header["vox_offset"] <= MAX_OFFSET or math.prod(shape[:3]) * dtype.itemsize > MAX_VOLUME:
+        raise ImageError(name, "too large", f"{'x'.join(map(str, shape))} values of type {dtype}")
+    if min(shape) < 1:
+        raise ImageError(name, "too small", f"{'x'.join(map(str, shape))} voxels, each side needs {MIN_SIDE}")
+    axes, signs = _axes(nibabel.io_orientation(header.get_best_affine()))
+    shape = (*shape, 1)[: max(3, len(shape))]
+    across, down, along = axes
+    check_size(name, shape[across], shape[down], max_pixels)
+    where = [slice(None)] * 3 + [0] * (len(shape) - 3)
+    where[along] = slice(shape[along] // 2, shape[along] // 2 + 1)
+    proxy = nibabel.arrayproxy.ArrayProxy(stream, header)
+    values = np.asarray(proxy.reshape(shape)[tuple(where)] if len(proxy.shape) < 3 else proxy[tuple(where)])
+    values = np.transpose(values, (down, across, along))[..., 0]
+    check_finite(values, name)
+    return values[:: -signs[down], :: -signs[across]]
+
+
+def _axes(orientation: np.ndarray) -> tuple[tuple[int, int, int], tuple[int, ...]]:
+    """The voxel axes that run left to right, back to front and foot to head, and per voxel axis its sign."""
+    if not np.isfinite(orientation).all():  # a degenerate affine
+        return (0, 1, 2), (1, 1, 1)
+    order = orientation[:, 0].astype(int).tolist()
+    return (order.index(0), order.index(1), order.index(2)), tuple(orientation[:, 1].astype(int).tolist())
+
+
+def window_nifti(values: np.ndarray) -> np.ndarray:
+    """1st..99th percentile onto 0..255; the full range where the two are equal."""
+    low, high = np.percentile(values, (1, 99))
+    return spread(values, low, high) if low < high else spread(values, values.min(), values.max())
+
+
+def check_finite(values: np.ndarray, name: str) -> None:
+    """ImageError where a value is infinite or not a number."""
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        raise ImageError(name, "not finite", "some values are infinite or not a number")
+
+
+def spread(values: np.ndarray, low: float, high: float) -> np.ndarray:
+    """low..high onto 0..255; all 0 where they are equal."""
+    values, low, high = values.astype(np.float64), float(low), float(high)
+    # Halves: the difference of two finite numbers may be infinite.
+    unit = (values / 2 - low / 2) / (high / 2 - low / 2 or 1)
+    return np.rint(unit.clip(0, 1) * 255).astype(np.uint8)

@@ -134,27 +134,27 @@ def test_fitted_thresholds_cut_the_training_pictures_at_the_quantiles():
 
 
 def all_levels() -> dict[str, tuple[str, ...]]:
-    return {name: tuple(words) for name, words in captions.WORDS.items()}
+    return {name: tuple(words) for name, words in vocabulary.WORDS.items()}
 
 
 def test_every_level_has_words_and_no_two_levels_share_one():
     named = {
-        "position": {position for row in captions.POSITIONS for position in row},
-        "size": set(captions.SIZES),
-        "shape": set(captions.SHAPES),
-        "colour": set(captions.COLOURS),
-        "brightness": set(captions.BRIGHTNESSES),
+        "position": {position for row in vocabulary.POSITIONS for position in row},
+        "size": set(vocabulary.SIZES),
+        "shape": set(vocabulary.SHAPES),
+        "colour": set(vocabulary.COLOURS),
+        "brightness": set(vocabulary.BRIGHTNESSES),
     }
     assert {name: set(levels) for name, levels in all_levels().items()} == named
-    assert set(named) == {*captions.MEASURED_ANATOMY, *captions.MEASURED_MODALITY}
-    phrases = [phrase for levels in captions.WORDS.values() for words in levels.values() for phrase in words]
+    assert set(named) == {*vocabulary.MEASURED_ANATOMY, *vocabulary.MEASURED_MODALITY}
+    phrases = [phrase for levels in vocabulary.WORDS.values() for words in levels.values() for phrase in words]
     assert len(phrases) == len(set(phrases))
     sided = {phrase for phrase in phrases if {"left", "right"} & set(phrase.split())}
-    assert sided <= {p for words in captions.WORDS["position"].values() for p in words}
+    assert sided <= {p for words in vocabulary.WORDS["position"].values() for p in words}
 
 
 def mentions(caption: str, factor: str, level: str) -> bool:
-    return any(phrase in caption.lower() for phrase in captions.WORDS[factor][level])
+    return any(phrase in caption.lower() for phrase in vocabulary.WORDS[factor][level])
 
 
 def test_a_caption_says_what_is_said_and_nothing_else():
@@ -232,7 +232,7 @@ def test_every_vocabulary_says_what_is_said_and_nothing_else(words):
 
 
 def test_vocabularies_are_found_by_tissue():
-    assert captions.Vocabulary is vocabulary.Vocabulary
+    assert vocabulary.Vocabulary is vocabulary.Vocabulary
     assert vocabulary.vocabulary_of("polyp", "mucosa", True) is vocabulary.POLYP
     assert vocabulary.vocabulary_of("lesion", "skin", True) is vocabulary.SKIN
     assert vocabulary.vocabulary_of("lesion", "breast tissue", False) is vocabulary.BREAST
@@ -335,34 +335,3 @@ def test_own_words_and_measured_ones():
 def test_the_class_is_told_only_where_it_is_handed_over():
     assert "melanoma" not in composed("both", "A note").text
     assert composed("own", "A note", label="melanoma").text == "A note. Class: melanoma."
-
-
-@pytest.mark.parametrize(
-    ("caption", "expected"),
-    [
-        ("A polyp on the left.", "A polyp on the right."),
-        ("LEFT lung, Right hilum", "RIGHT lung, Left hilum"),
-        ("left-sided, right-to-left, (left)", "right-sided, left-to-right, (right)"),
-        ("leftward, rightwards, leftmost, Rightsided", "rightward, leftwards, rightmost, Leftsided"),
-        (
-            "bright, upright, copyright, cleft, rightful, brightly",
-            "bright, upright, copyright, cleft, rightful, brightly",
-        ),
-        ("left_lung, right2", "right_lung, left2"),
-        ("", ""),
-    ],
-)
-def test_a_mirrored_caption_swaps_the_sides(caption, expected):
-    assert captions.mirrored(caption) == expected
-    assert captions.mirrored(expected) == caption
-
-
-def test_the_mirrored_caption_is_that_of_the_mirrored_picture():
-    mask = ellipse(0.2, 0.3, 0.1, 0.05)
-    mirrored = {0: mask, 1: mask[:, ::-1]}
-    texts = []
-    for picture in mirrored.values():
-        levels = captions.levels_from_mask(picture, THRESHOLDS)
-        assert levels is not None
-        texts.append(captions.describe(levels, np.random.default_rng(0)))
-    assert texts[0] != texts[1] == captions.mirrored(texts[0])

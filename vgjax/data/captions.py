@@ -1,7 +1,7 @@
 """Captions measured on picture and mask: attributes are put into levels, and those are said in a vocabulary's words.
 
-Everything is measured on the whole picture stretched to a square, which is what the pipeline trains on and generates:
-a caption is true of the square, and the same functions read position and size back from a generated picture. The
+Everything is measured on the square that the pipeline trains on and generates (another shape is stretched to one): a
+caption is true of the square, and the same functions read position and size back from a generated picture. The
 default vocabulary is that of endoscopy (one lesion, a polyp, on mucosa). Class names enter only where they are handed
 over for it.
 """
@@ -20,42 +20,12 @@ from skimage.measure import regionprops
 
 from vgjax.config import ConfigError
 from vgjax.data.vocabulary import (
-    BRIGHTNESSES,
-    COLOURS,
-    MEASURED_ANATOMY,
-    MEASURED_MODALITY,
     POLYP,
     POSITIONS,
     SHAPES,
-    SIZES,
-    WORDS,
     Vocabulary,
     article,
 )
-
-# The words of endoscopy, under the names by which their readers know them.
-__all__ = [
-    "BRIGHTNESSES",
-    "COLOURS",
-    "MEASURED_ANATOMY",
-    "MEASURED_MODALITY",
-    "POSITIONS",
-    "SHAPES",
-    "SIZES",
-    "WORDS",
-    "Caption",
-    "Vocabulary",
-    "attribute_levels",
-    "caption",
-    "choose_said",
-    "describe",
-    "fit_thresholds",
-    "levels_from_mask",
-    "measure_attributes",
-    "mirrored",
-    "picture_style",
-    "position_and_size",
-]
 
 ALWAYS_SAID = ("position", "size")
 MODES = ("own", "measured", "both")
@@ -361,18 +331,3 @@ def caption(
         parts.append(f"Class: {label}.")
     ended = [part if part[-1] in ".!?" else part + "." for part in parts[:-1]]
     return Caption(" ".join([*ended, parts[-1]]), levels, said)
-
-
-def mirrored(caption: str) -> str:
-    """The caption of the picture flipped left to right: "left" and "right" swapped, also in "leftward", "right-sided".
-
-    Letters keep their case. Whole words only ("bright" and "copyright" stay), whatever their sense: a patient who left
-    is mirrored too.
-    """
-
-    def swapped(match: re.Match[str]) -> str:
-        word = match.group()
-        other = "right" if word.lower() == "left" else "left"
-        return other.upper() if word.isupper() else other.capitalize() if word[0].isupper() else other
-
-    return SIDED.sub(swapped, caption)

@@ -11,7 +11,6 @@ import importlib.metadata
 import json
 import logging
 import pathlib
-import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from vgjax.config import Config, ConfigError
 from vgjax.data import builder, records
+from vgjax.data.captions import SIDED
 from vgjax.data.decode import to_png
 from vgjax.data.plan import Plan, plan
 from vgjax.data.sources import SOURCES, phantom
@@ -28,7 +28,6 @@ from vgjax.text import load_text_encoder
 from vgjax.types import SPLITS
 
 EMBED_BATCH = 256
-SIDES = re.compile(r"\b(left|right)", re.IGNORECASE)
 DAMAGED = "damaged.json"
 LIBRARIES = ("array-record", "numpy", "pillow", "scikit-image", "tensorflow-datasets")
 
@@ -129,7 +128,7 @@ def _phantom(config: Config) -> Plan:
 def _check_mirroring(config: Config, made: Plan) -> None:
     """A mirrored picture would contradict a caption that tells the sides apart; ConfigError."""
     captions = [row["caption"] for split in ("train", "validation") for row in made.rows[split].values()]
-    sided = sum(bool(SIDES.search(caption)) for caption in captions)
+    sided = sum(bool(SIDED.search(caption)) for caption in captions)
     if config.fusion.flip and sided:
         raise ConfigError(
             f"config key 'fusion.flip' is True, but {sided} of {len(captions)} captions say left or right: set it to"

@@ -10,7 +10,7 @@ B batch, H W C image, g coarse grid, K anatomy factors, Z modality factors, D wi
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import chex
@@ -142,10 +142,11 @@ def load_autoencoder(config: Config) -> Autoencoder:
 def _load_autoencoder(config: AutoencoderConfig) -> Autoencoder:
     if config.kind == "pixel":
         return PixelAutoencoder()
-    load, wrapper = {
+    kinds: dict[str, tuple[Callable[..., Any], Callable[..., Autoencoder]]] = {
         "kl": (autoencoders.load_kl, KLAutoencoder),
         "tiny": (autoencoders.load_tiny, TinyAutoencoder),
-    }[config.kind]
+    }
+    load, wrapper = kinds[config.kind]
     tensors, values = load(config.path)
     module, variables = from_torch(f"autoencoder_{config.kind}", tensors, values, where=config.path)
     if module.image_channels != 3:

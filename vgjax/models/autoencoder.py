@@ -43,55 +43,45 @@ class PixelAutoencoder:
         return latents_BHWC / self.scale
 
 
-def _apply(coder: KLAutoencoder | TinyAutoencoder, method: str, x: jax.Array) -> Any:
-    return coder.module.apply(coder.variables, x, method=method)
+@struct.dataclass
+class _Trained:
+    module: AutoencoderKL | AutoencoderTiny = struct.field(pytree_node=False)
+    variables: Any
+
+    @property
+    def channels(self) -> int:
+        """Channels of the latents."""
+        return self.module.latent_channels
+
+    @property
+    def factor(self) -> int:
+        """Picture pixels a latent pixel, along one side."""
+        return self.module.factor
+
+    def _apply(self, method: str, x: jax.Array) -> Any:
+        return self.module.apply(self.variables, x, method=method)
 
 
 @struct.dataclass
-class KLAutoencoder:
+class KLAutoencoder(_Trained):
     """That of latent diffusion: the mean of its Gaussian, brought to unit variance by the weights' own scale."""
 
     module: AutoencoderKL = struct.field(pytree_node=False)
-    variables: Any
-
-    @property
-    def channels(self) -> int:
-        """Channels of the latents."""
-        return self.module.latent_channels
-
-    @property
-    def factor(self) -> int:
-        """Picture pixels a latent pixel, along one side."""
-        return self.module.factor
 
     def encode(self, image_BHWC: jax.Array) -> jax.Array:
-        mean, _ = _apply(self, "encode", image_BHWC)
+        mean, _ = self._apply("encode", image_BHWC)
         return (mean - self.module.shift_factor) * self.module.scaling_factor
 
     def decode(self, latents_BHWC: jax.Array) -> jax.Array:
-        raw = latents_BHWC / self.module.scaling_factor + self.module.shift_factor
-        return _apply(self, "decode", raw)
+        return self._apply("decode", latents_BHWC / self.module.scaling_factor + self.module.shift_factor)
 
 
 @struct.dataclass
-class TinyAutoencoder:
+class TinyAutoencoder(_Trained):
     """One of the TAESD family, whose latents have about unit scale as they are."""
 
-    module: AutoencoderTiny = struct.field(pytree_node=False)
-    variables: Any
-
-    @property
-    def channels(self) -> int:
-        """Channels of the latents."""
-        return self.module.latent_channels
-
-    @property
-    def factor(self) -> int:
-        """Picture pixels a latent pixel, along one side."""
-        return self.module.factor
-
     def encode(self, image_BHWC: jax.Array) -> jax.Array:
-        return _apply(self, "encode", image_BHWC)
+        return self._apply("encode", image_BHWC)
 
     def decode(self, latents_BHWC: jax.Array) -> jax.Array:
-        return _apply(self, "decode", latents_BHWC)
+        return self._apply("decode", latents_BHWC)

@@ -71,7 +71,7 @@ def train(run: Run, stage: Stage) -> Any:
     frozen = jax.device_put(stage.frozen, parallel.shardings(stage.frozen, run.mesh))
 
     # ---- data and step
-    data = training_batches(stage.source("train"), stage.to_example, c.batch_size // jax.process_count(), seed)
+    data = training_batches(stage.source("train"), stage.to_example, c.batch_size, seed)
     step_fn = jax.jit(functools.partial(train_step, stage, tx, seed), donate_argnums=0, out_shardings=(places, None))
     validate = Validation(run, stage)
 

@@ -14,7 +14,14 @@ Example = dict[str, np.ndarray]
 
 
 def training_batches(source: Rows, to_example: Callable[[dict[str, Any]], Example], batch_size: int, seed: int):
-    """An endless iterator over this process's rows of global batches; its state is one integer."""
+    """An endless iterator over this process's rows of global batches.
+
+    Args:
+      source: rows.
+      to_example: row -> arrays.
+      batch_size: of the global batch, over all processes.
+      seed: of the order, which does not depend on the number of processes; nor does the state, one integer.
+    """
     rows = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None).map(to_example)
     return iter(grain.experimental.ElasticIterator(rows, batch_size, grain.sharding.ShardByJaxProcess()))
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from tests.source_checks import reasons, refused_by
 from vgjax.config import ConfigError
 from vgjax.data.entries import Index, find
 from vgjax.data.sources import busi
@@ -47,22 +49,11 @@ def ids(index: Index) -> set[str]:
 ALL = {f"{label} ({number})" for label in busi.CLASSES for number in (1, 2)}
 
 
-def reasons(index: Index) -> dict[str, str]:
-    return {skip.path: skip.reason for skip in index.skipped}
-
-
 def masks_of(index: Index, name: str) -> list[str]:
     return [mask.name for entry in index.entries if entry.id == name for mask in entry.masks]
 
 
-def refused(root: Path | str) -> str:
-    with pytest.raises(ConfigError) as caught:
-        SOURCE.check(str(root))
-    with pytest.raises(ConfigError) as later:
-        SOURCE.index(str(root))
-    assert str(later.value) == str(caught.value)
-    assert "data.root" in str(caught.value) and "\n" not in str(caught.value)
-    return str(caught.value)
+refused = functools.partial(refused_by, SOURCE)
 
 
 def test_every_picture_of_the_real_copy_is_used(data_root):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
+from tests.source_checks import reasons, refused_by
 from vgjax.config import ConfigError
 from vgjax.data.entries import Index, find
 from vgjax.data.sources import ham10000
@@ -57,18 +59,7 @@ def ids(index: Index) -> list[str]:
     return [entry.id for entry in index.entries]
 
 
-def reasons(index: Index) -> dict[str, str]:
-    return {skip.path: skip.reason for skip in index.skipped}
-
-
-def refused(root: Path | str) -> str:
-    with pytest.raises(ConfigError) as caught:
-        SOURCE.check(str(root))
-    with pytest.raises(ConfigError) as later:
-        SOURCE.index(str(root))
-    assert str(later.value) == str(caught.value)
-    assert "data.root" in str(caught.value) and "\n" not in str(caught.value)
-    return str(caught.value)
+refused = functools.partial(refused_by, SOURCE)
 
 
 def test_every_picture_of_the_real_copy_is_used(data_root):

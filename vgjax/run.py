@@ -14,10 +14,11 @@ from vgjax import config as configs
 from vgjax import export, parallel, sample
 from vgjax.config import Config, ConfigError
 from vgjax.data import prepare as preparation
+from vgjax.data.records import write_json
 from vgjax.evaluation import evaluate as evaluation
 from vgjax.stages import fusion, latents, prior, text
 from vgjax.stages.stage import Run
-from vgjax.train import check_batches, finished, train, write_json
+from vgjax.train import check_batches, finished, train
 
 STAGES = {"prior": prior, "text": text, "fusion": fusion}
 # Groups that may differ between two runs on one workdir: they decide how a model is used, not what it becomes.

@@ -11,7 +11,7 @@ from vgjax.config import ConfigError
 from vgjax.models.bert import Bert, config_from_json
 from vgjax.models.text_encoder import Hashing, PooledBert, TextEncoder
 from vgjax.schema import TextEncoder as TextEncoderConfig
-from vgjax.weights.read import read_json
+from vgjax.weights.read import cached, read_json
 
 
 def load_text_encoder(config: TextEncoderConfig) -> TextEncoder:
@@ -53,12 +53,9 @@ def _folder(path: str) -> pathlib.Path:
     """A local folder as it is, or that of a hub id in the local cache."""
     if pathlib.Path(path).is_dir():
         return pathlib.Path(path)
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
-
     try:
-        return pathlib.Path(snapshot_download(path, local_files_only=True))
-    except (HFValidationError, LocalEntryNotFoundError):
+        return cached(path)
+    except weights.WeightsError:
         raise ConfigError(
             f"'{path}' is neither a folder nor a model in the local Hugging Face cache: download it first (config.json,"
             " model.safetensors, and tokenizer.json or vocab.txt)"

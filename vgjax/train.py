@@ -17,6 +17,7 @@ from tqdm import tqdm
 from vgjax import checkpoint, optim, parallel
 from vgjax.checkpoint import Checkpoints
 from vgjax.data.loader import ordered_batches, training_batches
+from vgjax.data.records import write_json
 from vgjax.evaluation.metrics import fingerprint, peak_rss_mb
 from vgjax.stages.stage import Run, Stage, Terms
 from vgjax.state import TrainState, after_validation, apply_gradients, create, final_params
@@ -202,13 +203,6 @@ def read_log(path: pathlib.Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
-
-
-def write_json(path: pathlib.Path, values: dict[str, Any]) -> None:
-    """Writes atomically."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(values, indent=1, sort_keys=True))
-    part.replace(path)
 
 
 def check_batches(run: Run) -> None:

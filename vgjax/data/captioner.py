@@ -250,8 +250,7 @@ def of_source(name: str, root: str) -> list[Picture]:
     if name not in SOURCES:
         raise ConfigError(f"--source is '{name}': choose one of {', '.join(sorted(SOURCES))}")
     source = SOURCES[name]
-    source.check(root)
-    entries = source.index(root).check(root).entries
+    entries = source.index(root).entries
     return [Picture(entry.id, functools.partial(_open, entry.image, root), entry.label) for entry in entries]
 
 

@@ -104,7 +104,7 @@ class Source:
 
     Attributes:
       check: root -> nothing; ConfigError where the layout is not the dataset's; looks at names only.
-      index: root -> everything in it; reads tables and names, no pixels.
+      index: root -> everything in it, checked; reads tables and names, no pixels.
       lesion: what its masks outline, for captions ("polyp").
       tissue: what surrounds it ("mucosa").
       coloured: whether colour means anything (not in radiographs and ultrasound).

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import logging
 import pathlib
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -64,7 +64,7 @@ def plan(config: Config, folder: pathlib.Path) -> Plan:
     """
     c = config.data
     source: Source = SOURCES[c.source]
-    index = source.index(c.root).check(c.root)
+    index = source.index(c.root)
     root = str(pathlib.Path(c.root).resolve())
     vocabulary = vocabulary_of(c.source)
     settings = Settings(root, c.image_size, c.aspect, c.max_pixels, vocabulary)
@@ -128,23 +128,11 @@ def group(entries: Sequence[Entry], measured: Sequence[Mapping[str, Any]]) -> li
         thumbs = thumbs.reshape(-1, duplicates.SIDE, duplicates.SIDE)
         numbers = duplicates.group([row["hash"] for row in measured], thumbs)
         names = duplicates.names([entry.id for entry in entries], numbers)
-    return _joined(names, [row["sha256"] for row in measured])
-
-
-def _joined(names: Sequence[str], hashes: Sequence[str]) -> list[str]:
-    """Names of groups, those that share a picture made one under the smallest of their names."""
-    parent = {name: name for name in names}
-
-    def root(name: str) -> str:
-        while parent[name] != name:
-            parent[name] = name = parent[parent[name]]
-        return name
-
-    first: dict[str, str] = {}
-    for name, digest in zip(names, hashes, strict=True):
-        low, high = sorted((root(name), root(first.setdefault(digest, name))))
-        parent[high] = low
-    return [root(name) for name in names]
+    sharing = defaultdict(list)
+    for name, row in zip(names, measured, strict=True):
+        sharing[row["sha256"]].append(name)
+    one = splits.merged(sharing.values())
+    return [one[name] for name in names]
 
 
 def _assign(config: Config, entries: Sequence[Entry], groups: Sequence[str]) -> splits.Assigned:
@@ -162,7 +150,7 @@ def _assign(config: Config, entries: Sequence[Entry], groups: Sequence[str]) -> 
         official = [listed[item_id] for item_id in ids]
     labels = [entry.label for entry in entries]
     assigned = splits.assign(ids, groups, labels, official, config.seed, c.test_fraction, c.validation_fraction)
-    for split in SPLITS:
+    for split in ("validation", "test"):  # `assign` has seen to train
         if split not in assigned.splits.values():
             raise ConfigError(
                 f"config key 'data.root': of {len(ids)} usable pictures none falls into the split {split}: give more"
@@ -185,7 +173,7 @@ def _captioned(
     thresholds = captions.fit_thresholds(training, vocabulary)
     rows: dict[str, dict[str, dict[str, Any]]] = {split: {} for split in SPLITS}
     for entry, row, name in zip(entries, measured, groups, strict=True):
-        rng = np.random.default_rng(_number(f"caption:{config.seed}:{entry.id}"))
+        rng = np.random.default_rng(splits.number(f"caption:{config.seed}:{entry.id}"))
         label = entry.label if c.label_in_caption else ""
         text, levels, said = captions.caption(
             entry.text, row["attributes"], thresholds, vocabulary, c.captions, rng, label
@@ -198,8 +186,3 @@ def _captioned(
             "said": said,
         }
     return thresholds, rows
-
-
-def _number(text: str) -> int:
-    """A number in 0..2**64 - 1 that depends on the text alone."""
-    return int.from_bytes(hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:8], "big")

@@ -12,7 +12,7 @@ import json
 import logging
 import pathlib
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -23,7 +23,9 @@ from vgjax.data import builder, records
 from vgjax.data.captions import SIDED
 from vgjax.data.decode import to_png
 from vgjax.data.plan import Plan, plan
+from vgjax.data.records import write_json
 from vgjax.data.sources import SOURCES, phantom
+from vgjax.data.splits import number
 from vgjax.text import load_text_encoder
 from vgjax.types import SPLITS
 
@@ -102,13 +104,6 @@ def damaged(folder: pathlib.Path) -> dict[str, list[int]]:
     return json.loads((folder / DAMAGED).read_text())
 
 
-def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
-    """Writes atomically."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(values, indent=1))
-    part.replace(path)
-
-
 def _phantom(config: Config) -> Plan:
     """The procedural dataset."""
     c = config.data
@@ -152,7 +147,7 @@ def _rows(made: Plan, split: str, config: Config) -> Iterator[dict[str, Any]]:
         if item_id in wanted:
             row = {**wanted[item_id], "id": item_id, "image": image, "mask": mask}
             if config.data.noise_factors:
-                rng = np.random.default_rng(int.from_bytes(hashlib.sha256(item_id.encode()).digest()[:8]))
+                rng = np.random.default_rng(number(item_id))
                 row["factors"] = {name: str(rng.integers(100)) for name in row["factors"]}
                 row["label"] = str(rng.integers(100))
             yield row

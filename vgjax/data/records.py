@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pathlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -48,6 +49,13 @@ def decode(record: bytes) -> dict[str, Any]:
 def from_png(data: bytes) -> np.ndarray:
     """Pixels (H, W) or (H, W, 3) uint8 of a PNG."""
     return np.asarray(Image.open(io.BytesIO(data)))
+
+
+def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
+    """Writes atomically."""
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(values, indent=1))
+    part.replace(path)
 
 
 def write(path: pathlib.Path, rows: Iterable[dict[str, Any]]) -> int:

@@ -12,7 +12,7 @@ import logging
 import os
 import pathlib
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from vgjax.config import ConfigError
@@ -33,11 +33,31 @@ class Assigned(NamedTuple):
     absent: tuple[tuple[str, str], ...]
 
 
+def number(text: str) -> int:
+    """A number in 0..2**64 - 1 that depends on the text alone."""
+    # Names of files that are not UTF-8 hold surrogates.
+    return int.from_bytes(hashlib.sha256(text.encode(errors="surrogatepass")).digest()[:8], "big")
+
+
+def merged(sets: Iterable[Sequence[str]]) -> dict[str, str]:
+    """Name -> the smallest of all names that it shares a set with, directly or through others."""
+    parent: dict[str, str] = {}
+
+    def root(name: str) -> str:
+        while parent.setdefault(name, name) != name:
+            parent[name] = name = parent[parent[name]]
+        return name
+
+    for names in sets:
+        for other in names:
+            low, high = sorted((root(names[0]), root(other)))
+            parent[high] = low
+    return {name: root(name) for name in list(parent)}
+
+
 def split_of(name: str, seed: int, test_fraction: float, validation_fraction: float) -> str:
     """The split a group falls into: the hash of its name is a uniform number in 0..1, cut at the fractions."""
-    # Names of files that are not UTF-8 hold surrogates.
-    digest = hashlib.sha256(f"split:{seed}:{name}".encode(errors="surrogatepass")).digest()
-    uniform = int.from_bytes(digest[:8], "big") / 2**64
+    uniform = number(f"split:{seed}:{name}") / 2**64
     if uniform < test_fraction:
         return "test"
     return "validation" if uniform < test_fraction + validation_fraction else "train"

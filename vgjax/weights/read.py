@@ -35,7 +35,7 @@ def load(source: str | pathlib.Path, subfolder: str = "") -> tuple[dict[str, np.
     path = pathlib.Path(source)
     if path.is_file():
         return _read_file(path), {}
-    folder = path if path.is_dir() else _cached(str(source))
+    folder = path if path.is_dir() else cached(str(source))
     folder = folder / subfolder if (folder / subfolder).is_dir() else folder
     config = next((read_json(folder / name) for name in CONFIGS if (folder / name).is_file()), {})
     return _read_folder(folder), config
@@ -58,7 +58,12 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     return values
 
 
-def _cached(hub_id: str) -> pathlib.Path:
+def cached(hub_id: str) -> pathlib.Path:
+    """The folder of a model in the local Hugging Face cache; the network is never asked.
+
+    Raises:
+      WeightsError: it is not there.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 

@@ -18,6 +18,7 @@ import pathlib
 
 from vgjax.config import ConfigError
 from vgjax.data.entries import Entry, Index, Skip, Source, fault, find, home, inside, shown
+from vgjax.data.splits import merged
 from vgjax.data.tables import MAX_TEXT, table_rows, tidy
 
 HOLDS = "the folder that holds metadata.csv and images/"
@@ -42,7 +43,7 @@ def check(root: str) -> None:
         # Archives of the repository unpack into a folder of their own.
         _, folders, _ = next(os.walk(base), ("", [], []))
         inner = next((name for name in sorted(folders) if os.path.isfile(base / name / TABLE)), None)
-        remedy = f"did you mean '{base / inner}'?" if inner else "name the folder that holds metadata.csv and images/"
+        remedy = f"did you mean '{base / inner}'?" if inner else f"name {HOLDS}"
         raise ConfigError(f"config key 'data.root': folder '{root}' has no {' and no '.join(absent)}: {remedy}")
     if not inside(base, base / "images"):
         raise ConfigError(
@@ -63,7 +64,8 @@ def index(root: str) -> Index:
     skipped: list[Skip] = []
     images = find(base / "images", SUFFIXES)
     rows = _rows(base, set(images), skipped)
-    groups = _groups(rows)
+    # Patient ids that share a picture, directly or through others, are one person.
+    groups = merged([patient for row in told if (patient := tidy(row["patientid"]))] for told in rows.values())
     entries = []
     for image in images:
         told = rows.get(image, [])
@@ -110,23 +112,6 @@ def _rows(base: pathlib.Path, images: set[pathlib.Path], skipped: list[Skip]) ->
                 skipped.append(Skip(told, "further row of an image", "its text is joined", picture=False))
             rows.setdefault(image, []).append(row)
     return rows
-
-
-def _groups(rows: dict[pathlib.Path, Rows]) -> dict[str, str]:
-    """Patient -> the first of all patients that it shares a picture with, directly or through others."""
-    first: dict[str, str] = {}
-
-    def find(patient: str) -> str:
-        while first.setdefault(patient, patient) != patient:
-            patient = first[patient]
-        return patient
-
-    for told in rows.values():
-        patients = [patient for row in told if (patient := tidy(row["patientid"]))]
-        for other in patients[1:]:
-            one, two = sorted((find(patients[0]), find(other)))
-            first[two] = one
-    return {patient: find(patient) for patient in list(first)}
 
 
 def _refusal(told: Rows) -> tuple[str, str]:

@@ -47,9 +47,9 @@ def write_pictures(folder: pathlib.Path, count: int, size: tuple[int, int]) -> N
 
 def preparation(folder: pathlib.Path) -> float:
     """Pictures a second through the decoder, all cores."""
-    from vgjax.data.decode import Settings
-    from vgjax.data.parts import Parts
-    from vgjax.data.plan import vocabulary_of
+    from vgjax.data.prepare.parts import Parts
+    from vgjax.data.prepare.plan import vocabulary_of
+    from vgjax.data.read.decode import Settings
     from vgjax.data.sources.folder import SOURCE
 
     entries = SOURCE.index(str(folder)).entries
@@ -70,8 +70,8 @@ def streaming(folder: pathlib.Path) -> tuple[float, float]:
     from configs import phantom
     from vgjax import optim, parallel
     from vgjax import run as runs
-    from vgjax.data.loader import training_batches
-    from vgjax.stages import fusion, prior, text
+    from vgjax.data.stream import training_batches
+    from vgjax.stages import denoiser, disentangler, prior
     from vgjax.state import create
     from vgjax.train import train, train_step
 
@@ -80,9 +80,9 @@ def streaming(folder: pathlib.Path) -> tuple[float, float]:
     c.prior.train.steps, c.disentangler.train.steps = 1, 1
     run = runs.open_run(c, str(folder / "run"))
     runs.prepare(run)
-    for stage in (prior, text):
+    for stage in (prior, disentangler):
         train(run, stage.make(run))
-    stage = fusion.make(run)
+    stage = denoiser.make(run)
     size, seed = stage.training.batch_size, run.config.seed
     data = training_batches(stage.source("train"), stage.to_example, size, seed)
     next(data)

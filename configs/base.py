@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
     c.data.image_size = 32  # pixels a side of the squares that everything works on
     c.data.aspect = "crop"  # how pictures become square, masks alike: crop (centre) | pad (black) | stretch
     c.data.captions = "own"  # own (the dataset's text; measured where it has none) | measured | both
-    c.data.captions_file = ""  # JSON lines of id and caption, taken for the dataset's text (vgjax.data.captioner)
+    c.data.captions_file = ""  # JSON lines of id and caption, used as the dataset's text (vgjax.data.caption.captioner)
     c.data.label_in_caption = False  # say the class in the caption
     c.data.splits = ""  # folder of train.txt, validation.txt, test.txt, an id a line; empty: the dataset's, or by hash
     c.data.max_bad_fraction = 0.05  # of the pictures; more that cannot be decoded stop the preparation
@@ -108,32 +108,32 @@ def get_config() -> ConfigDict:
         steps=240, batch_size=256, optimizer="muon", learning_rate=4e-3, checkpoint_every_steps=80
     )
 
-    c.fusion = ConfigDict()  # stage 3: HFFM and diffusion transformer
-    c.fusion.hffm_variant = "default"  # default | reference
-    c.fusion.hffm_hidden = 128
-    c.fusion.hffm_weights = ""  # a trained HFFM's file (with lora.weights), taken as it is instead of training
-    c.fusion.token_width = 128
-    c.fusion.components = (
+    c.denoiser = ConfigDict()  # stage 3: HFFM and diffusion transformer
+    c.denoiser.hffm_variant = "default"  # default | reference
+    c.denoiser.hffm_hidden = 128
+    c.denoiser.hffm_weights = ""  # a trained HFFM's file (with lora.weights), taken as it is instead of training
+    c.denoiser.token_width = 128
+    c.denoiser.components = (
         64  # a channel: leading text-predictable directions of its factors, each brought to unit variance
     )
-    c.fusion.width = 128
-    c.fusion.depth = 4
-    c.fusion.heads = 4
-    c.fusion.patch = 4
-    c.fusion.mlp_ratio = 4.0
-    c.fusion.learn_sigma = False  # twice the output channels, as PixArt has; the second half is not trained
-    c.fusion.position_cells = 0  # patches a side that the position embeddings were made for; 0: as many as there are
-    c.fusion.position_interpolation = 1.0  # divisor of the positions (PixArt: 1 at 512 pixels, 2 at 1024)
-    c.fusion.tell_size = False  # height, width and aspect ratio as conditions (PixArt at 1024)
-    c.fusion.refine = 24  # channels of two convolutions after the transformer; 0: none, as published
-    c.fusion.weights = ""  # transformer to adapt: file, folder or hub id in diffusers' layout; empty: train a new one
-    c.fusion.lora = ConfigDict(dict(rank=0, alpha=8.0, rank_stabilised=False, targets=LORA_TARGETS))  # rank 0: none
-    c.fusion.lora.weights = ""  # a trained adapter's file or folder (with hffm_weights)
-    c.fusion.condition_dropout = 0.1  # each channel on its own is replaced by its trained null
-    c.fusion.condition_noise = 0.1  # standard deviation added to the standardised components in training
-    c.fusion.flip = False  # mirror pictures left-right at random; refused where captions say left or right
-    c.fusion.remat = False  # recompute activations in the backward pass: less memory, about a third more time
-    c.fusion.train = training(
+    c.denoiser.width = 128
+    c.denoiser.depth = 4
+    c.denoiser.heads = 4
+    c.denoiser.patch = 4
+    c.denoiser.mlp_ratio = 4.0
+    c.denoiser.learn_sigma = False  # twice the output channels, as PixArt has; the second half is not trained
+    c.denoiser.position_cells = 0  # patches a side that the position embeddings were made for; 0: as many as there are
+    c.denoiser.position_interpolation = 1.0  # divisor of the positions (PixArt: 1 at 512 pixels, 2 at 1024)
+    c.denoiser.tell_size = False  # height, width and aspect ratio as conditions (PixArt at 1024)
+    c.denoiser.refine = 24  # channels of two convolutions after the transformer; 0: none, as published
+    c.denoiser.weights = ""  # transformer to adapt: file, folder or hub id in diffusers' layout; empty: train a new one
+    c.denoiser.lora = ConfigDict(dict(rank=0, alpha=8.0, rank_stabilised=False, targets=LORA_TARGETS))  # rank 0: none
+    c.denoiser.lora.weights = ""  # a trained adapter's file or folder (with hffm_weights)
+    c.denoiser.condition_dropout = 0.1  # each channel on its own is replaced by its trained null
+    c.denoiser.condition_noise = 0.1  # standard deviation added to the standardised components in training
+    c.denoiser.flip = False  # mirror pictures left-right at random; refused where captions say left or right
+    c.denoiser.remat = False  # recompute activations in the backward pass: less memory, about a third more time
+    c.denoiser.train = training(
         steps=1500,
         batch_size=32,
         optimizer="muon",
@@ -180,9 +180,9 @@ def smoke(c: ConfigDict) -> ConfigDict:
     c.prior.train.update(dict(steps=6, batch_size=8))
     c.disentangler.update(dict(hidden=32))
     c.disentangler.train.update(dict(steps=8, batch_size=16))
-    c.fusion.update(dict(width=32, depth=2, heads=2, token_width=32, hffm_hidden=32, components=8))
-    c.fusion.train.update(dict(steps=6, batch_size=8))
-    for stage in (c.prior, c.disentangler, c.fusion):
+    c.denoiser.update(dict(width=32, depth=2, heads=2, token_width=32, hffm_hidden=32, components=8))
+    c.denoiser.train.update(dict(steps=6, batch_size=8))
+    for stage in (c.prior, c.disentangler, c.denoiser):
         stage.train.update(dict(warmup_steps=2, checkpoint_every_steps=3, log_every_steps=2))
     c.sample.update(dict(steps=4, batch_size=16, count=2))
     c.evaluate.update(dict(prompts=16, bootstrap_draws=100))
@@ -211,9 +211,9 @@ def reference(c: ConfigDict) -> ConfigDict:
     c.prior.train.update(dict(optimizer="adamw", learning_rate=2e-3, adam_b1=0.5, schedule="plateau", warmup_steps=0))
     c.disentangler.update(dict(hidden=512, alignment="cosine", weight_reconstruction=0.5, word_dropout=0.0))
     c.disentangler.train.update(dict(optimizer="adamw", learning_rate=1e-3))
-    c.fusion.update(dict(hffm_variant="reference", hffm_hidden=256, components=0, refine=0))
-    c.fusion.update(dict(condition_dropout=0.0, condition_noise=0.0))
-    c.fusion.train.update(dict(optimizer="adamw", learning_rate=1e-3, weight_decay=0.01, ema_decay=0.0))
+    c.denoiser.update(dict(hffm_variant="reference", hffm_hidden=256, components=0, refine=0))
+    c.denoiser.update(dict(condition_dropout=0.0, condition_noise=0.0))
+    c.denoiser.train.update(dict(optimizer="adamw", learning_rate=1e-3, weight_decay=0.01, ema_decay=0.0))
     c.diffusion.objective = "epsilon"
     c.sample.update(dict(solver="dpmpp_2m", steps=50, guidance_anatomy=4.5, guidance_modality=4.5))
     return c

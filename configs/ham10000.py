@@ -3,7 +3,7 @@
 python -m vgjax.main --config=configs/ham10000.py --config.data.root=FOLDER
 
 The three pretrained networks are looked for in the local Hugging Face cache; a folder may be named instead:
---config.fusion.weights=, --config.autoencoder.path=, --config.text_encoder.path=. `:small` is the default recipe
+--config.denoiser.weights=, --config.autoencoder.path=, --config.text_encoder.path=. `:small` is the default recipe
 at 64 pixels, without pretrained networks.
 """
 
@@ -28,10 +28,10 @@ def published():
     c.prior.update(dict(image_size=224, widths=(64, 128, 256, 512), weight_perceptual=0.0))
     c.prior.train.update(dict(steps=135_000, batch_size=4, learning_rate=1e-4, checkpoint_every_steps=2250))
     c.disentangler.train.update(dict(steps=17_000, batch_size=32, learning_rate=1e-4, checkpoint_every_steps=280))
-    c.fusion.update(dict(width=1152, depth=28, heads=16, patch=2, token_width=4096, hffm_hidden=256, remat=True))
-    c.fusion.update(dict(weights=PIXART, learn_sigma=True, position_cells=32))
-    c.fusion.lora.rank = 8
-    c.fusion.train.update(
+    c.denoiser.update(dict(width=1152, depth=28, heads=16, patch=2, token_width=4096, hffm_hidden=256, remat=True))
+    c.denoiser.update(dict(weights=PIXART, learn_sigma=True, position_cells=32))
+    c.denoiser.lora.rank = 8
+    c.denoiser.train.update(
         dict(steps=135_000, batch_size=1, learning_rate=1e-4, warmup_steps=500, clip_part="lora")
     )  # fmt: skip
     c.autoencoder.update(dict(kind="kl", path=PIXART, channels=4, factor=8))

@@ -17,8 +17,8 @@ def cpu(c):
     # Some five hundred captions: the heads are soon past their best.
     c.disentangler.word_dropout = 0.3
     c.disentangler.train.update(dict(steps=60, batch_size=128, warmup_steps=10, checkpoint_every_steps=10))
-    c.fusion.refine = 0  # at this size it would cost as much as the transformer
-    c.fusion.train.update(dict(steps=1200, batch_size=16, checkpoint_every_steps=400))
+    c.denoiser.refine = 0  # at this size it would cost as much as the transformer
+    c.denoiser.train.update(dict(steps=1200, batch_size=16, checkpoint_every_steps=400))
     c.evaluate.draws = 3
     return c
 

@@ -128,19 +128,19 @@ def labels(kind: str) -> dict[str, str]:
 
 def report(number: int, kind: str, where: str, size: str) -> str:
     """A report in one of four shapes."""
-    said = WORDS[kind].format(side=where, size=size)
+    named = WORDS[kind].format(side=where, size=size)
     short = SUMMARY[kind].format(side=where, size=size)
     head = "                                 FINAL REPORT\n EXAMINATION:  CHEST RADIOGRAPH\n \n"
     asked = " INDICATION:  ___ year old patient with dyspnea  // pneumonia?\n \n"
     if number % 4 == 0:
-        return f"{head}{asked} COMPARISON:  ___.\n \n FINDINGS: \n \n {said}\n \n IMPRESSION: \n \n {short}\n"
+        return f"{head}{asked} COMPARISON:  ___.\n \n FINDINGS: \n \n {named}\n \n IMPRESSION: \n \n {short}\n"
     if number % 4 == 1:
         return (
-            f"{head}{asked} FINDINGS AND IMPRESSION:  {said}\n \n NOTIFICATION:  Dr. ___ by telephone on ___ at ___.\n"
+            f"{head}{asked} FINDINGS AND IMPRESSION:  {named}\n \n NOTIFICATION:  Dr. ___ by telephone on ___ at ___.\n"
         )
     if number % 4 == 2:
-        return f"{head}{asked} IMPRESSION:  {said}  Discussed with Dr. ___ at 3:15 pm on ___.\n"
-    return f"{head}{asked} As compared to ___, the technique is the same.\n \n {said}\n"
+        return f"{head}{asked} IMPRESSION:  {named}  Discussed with Dr. ___ at 3:15 pm on ___.\n"
+    return f"{head}{asked} As compared to ___, the technique is the same.\n \n {named}\n"
 
 
 def write(path: Path, rows: list[dict[str, Any]]) -> None:

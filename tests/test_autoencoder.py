@@ -26,7 +26,7 @@ def tensors_of(kind: str) -> dict[str, np.ndarray]:
 
 def config_with(kind: str, path: pathlib.Path | str, **changes) -> configs.Config:
     c = phantom.get_config("smoke")
-    c.update_from_flattened_dict({"data.image_size": 64, "fusion.patch": 2})
+    c.update_from_flattened_dict({"data.image_size": 64, "denoiser.patch": 2})
     c.autoencoder.update(dict(kind=kind, path=str(path), channels=CHANNELS, factor=FACTOR))
     c.update_from_flattened_dict(changes)
     return configs.from_config_dict(c)
@@ -98,8 +98,8 @@ def test_weights_must_be_named(kind, path):
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"data.image_size": 34 * 4, "prior.grid": 17, "fusion.patch": 4}, r"fusion\.patch.*latent size 34"),
-        ({"fusion.patch": 4, "prior.grid": 8}, r"prior\.grid.*4 patches"),
+        ({"data.image_size": 34 * 4, "prior.grid": 17, "denoiser.patch": 4}, r"denoiser\.patch.*latent size 34"),
+        ({"denoiser.patch": 4, "prior.grid": 8}, r"prior\.grid.*4 patches"),
         ({"autoencoder.factor": 128}, r"data\.image_size' is 64.*divisible by 128"),
         ({"autoencoder.kind": "pixel"}, r"channels.*factor.*4 and 4.*must be 3 and 1"),
     ],

@@ -12,7 +12,8 @@ import pytest
 from PIL import Image
 
 from vgjax.config import ConfigError
-from vgjax.data import builder, captioner
+from vgjax.data.caption import captioner
+from vgjax.data.prepare import builder
 from vgjax.types import SPLITS
 
 
@@ -194,7 +195,7 @@ def png(red: int) -> bytes:
 def test_the_command_captions_prepared_records(tmp_path):
     mask = io.BytesIO()
     Image.new("L", (4, 4)).save(mask, "PNG")
-    blank = {"caption": "", "label": "", "group": "", "factors": {}, "said": (), "mask": mask.getvalue()}
+    blank = {"caption": "", "label": "", "group": "", "factors": {}, "named": (), "mask": mask.getvalue()}
     parts = zip(SPLITS, ((1, 2), (3,), (4,)), strict=True)
     builder.write(
         tmp_path, "busi", {split: [blank | {"id": f"p{n}", "image": png(n)} for n in reds] for split, reds in parts}

@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from vgjax.config import ConfigError
-from vgjax.data import captions, vocabulary
+from vgjax.data.caption import measure as captions
+from vgjax.data.caption import words as vocabulary
 
 THRESHOLDS = {
     "centre_x": (0.4, 0.6),
@@ -162,11 +163,11 @@ def test_a_caption_says_what_is_said_and_nothing_else():
     said_counts: collections.Counter[str] = collections.Counter()
     for _ in range(400):
         levels = {name: str(rng.choice(names)) for name, names in all_levels().items()}
-        said = captions.choose_said(levels, rng)
-        caption = captions.describe(levels, rng, said)
-        said_counts.update(said)
-        assert all(mentions(caption, name, levels[name]) for name in said), caption
-        assert not any(mentions(caption, name, levels[name]) for name in set(levels) - set(said)), caption
+        named = captions.choose_named(levels, rng)
+        caption = captions.describe(levels, rng, named)
+        said_counts.update(named)
+        assert all(mentions(caption, name, levels[name]) for name in named), caption
+        assert not any(mentions(caption, name, levels[name]) for name in set(levels) - set(named)), caption
         assert caption.endswith(".") and caption[0].isupper() and "  " not in caption and "{" not in caption
         assert " a irr" not in caption.lower() and " a o" not in caption.lower()
     assert said_counts["position"] == said_counts["size"] == 400
@@ -208,11 +209,11 @@ def test_polyps_are_described_as_ever():
     """A pin: captions are part of a prepared dataset."""
     levels = {"position": "upper left", "size": "small", "shape": "oval", "colour": "pink", "brightness": "dark"}
     rng = np.random.default_rng(7)
-    said = captions.choose_said(levels, rng)
-    assert captions.describe(levels, rng, said) == PINNED
+    named = captions.choose_named(levels, rng)
+    assert captions.describe(levels, rng, named) == PINNED
     rng = np.random.default_rng(7)
-    said = captions.choose_said(levels, rng)
-    assert captions.describe(levels, rng, said, vocabulary.POLYP) == PINNED
+    named = captions.choose_named(levels, rng)
+    assert captions.describe(levels, rng, named, vocabulary.POLYP) == PINNED
 
 
 @pytest.mark.parametrize("words", NEW, ids=lambda words: words.tissue)
@@ -222,11 +223,11 @@ def test_every_vocabulary_says_what_is_said_and_nothing_else(words):
     rng = np.random.default_rng(0)
     for _ in range(300):
         levels = drawn_levels(words, rng)
-        said = captions.choose_said(levels, rng)
-        caption = captions.describe(levels, rng, said, words)
+        named = captions.choose_named(levels, rng)
+        caption = captions.describe(levels, rng, named, words)
         for name in levels:
-            named = {v for v, terms in words.words[name].items() if any(term in caption.lower() for term in terms)}
-            assert (levels[name] in named) == (name in said), (name, caption)
+            mentioned = {v for v, terms in words.words[name].items() if any(term in caption.lower() for term in terms)}
+            assert (levels[name] in mentioned) == (name in named), (name, caption)
         assert words.lesion in caption.lower() and caption.endswith(".") and "{" not in caption
         assert "  " not in caption and " a o" not in caption.lower() and " a u" not in caption.lower()
 
@@ -251,8 +252,8 @@ def test_an_empty_mask_leaves_the_style_where_there_are_words_for_it():
         assert levels["brightness"] == "bright" and not set(levels) & {"position", "size", "contrast"}
         caption = captions.describe(levels, np.random.default_rng(0), None, words)
         assert any(clause.lower() in caption.lower() for clause in words.empty)
-    said = {captions.describe({}, np.random.default_rng(seed), None, vocabulary.BREAST) for seed in range(20)}
-    assert said == {"An ultrasound without lesion.", "No lesion is seen."}
+    named = {captions.describe({}, np.random.default_rng(seed), None, vocabulary.BREAST) for seed in range(20)}
+    assert named == {"An ultrasound without lesion.", "No lesion is seen."}
     # Only in ultrasound an empty mask is a finding.
     others = [clause for words in NEW if words is not vocabulary.BREAST for clause in words.empty]
     assert not any("lesion" in clause for clause in others)
@@ -320,12 +321,12 @@ def composed(mode: str, text: str, **options) -> captions.Caption:
 def test_own_words_and_measured_ones():
     measured = composed("measured", "A  note\nof ours")
     assert "polyp" in measured.text and "note" not in measured.text
-    assert measured.levels["position"] == "upper left" and "position" in measured.said
+    assert measured.levels["position"] == "upper left" and "position" in measured.named
     own = composed("own", " A  note\nof ours")
     assert own == ("A note of ours", measured.levels, ())
     assert composed("own", " \n") == measured
     both = composed("both", "A note of ours")
-    assert both == ("A note of ours. " + measured.text, measured.levels, measured.said)
+    assert both == ("A note of ours. " + measured.text, measured.levels, measured.named)
     assert composed("both", "") == measured
     assert composed("both", "Seen!").text.startswith("Seen! ")
     with pytest.raises(ConfigError, match="choose one of own, measured, both"):

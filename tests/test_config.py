@@ -33,7 +33,7 @@ def test_children_keep_the_keys_of_base():
 
 def test_smoke_is_smaller_everywhere():
     full, tiny = (configs.from_config_dict(phantom.get_config(v)) for v in ("", "smoke"))
-    for stage in ("prior", "disentangler", "fusion"):
+    for stage in ("prior", "disentangler", "denoiser"):
         assert getattr(tiny, stage).train.steps < getattr(full, stage).train.steps / 10
     assert tiny.data.train_items < full.data.train_items
 
@@ -60,25 +60,25 @@ def refused(changes: dict, match: str, make=phantom.get_config):
         ("prior.grid", 16, r"prior\.grid.*patches"),
         ("prior.weight_perceptual", 0.1, r"weight_perceptual.*vgg_path"),
         ("prior.vgg_path", "nowhere.safetensors", r"vgg_path.*not a file"),
-        ("fusion.heads", 3, r"fusion\.heads"),
-        ("fusion.patch", 5, r"fusion\.patch"),
-        ("fusion.width", 6, r"multiple of 4"),
-        ("fusion.condition_dropout", 1.0, r"condition_dropout.*\[0, 1\)"),
-        ("fusion.train.steps", 0, r"fusion\.train\.steps.*positive"),
-        ("fusion.train.learning_rate", -1.0, r"learning_rate.*positive"),
-        ("fusion.train.schedule", "linear", r"schedule.*cosine"),
+        ("denoiser.heads", 3, r"denoiser\.heads"),
+        ("denoiser.patch", 5, r"denoiser\.patch"),
+        ("denoiser.width", 6, r"multiple of 4"),
+        ("denoiser.condition_dropout", 1.0, r"condition_dropout.*\[0, 1\)"),
+        ("denoiser.train.steps", 0, r"denoiser\.train\.steps.*positive"),
+        ("denoiser.train.learning_rate", -1.0, r"learning_rate.*positive"),
+        ("denoiser.train.schedule", "linear", r"schedule.*cosine"),
         ("text_encoder.kind", "bert", r"text_encoder\.path"),
         ("sample.solver", "dpmpp_2m", r"sample\.solver.*euler"),
         ("mesh.fsdp", 0, r"mesh\.fsdp.*positive"),
     ],
 )
 def test_bad_values_are_refused_by_name(key, value, match):
-    changes = {"fusion.heads": 2} if key == "fusion.width" else {}
+    changes = {"denoiser.heads": 2} if key == "denoiser.width" else {}
     refused({**changes, key: value}, match)
 
 
 def test_unknown_key_and_missing_key():
-    refused({"fusion.wdith": 3}, r"unknown config key 'fusion\.wdith'")
+    refused({"denoiser.wdith": 3}, r"unknown config key 'denoiser\.wdith'")
     c = phantom.get_config()
     with c.unlocked():
         del c.data.root
@@ -88,7 +88,7 @@ def test_unknown_key_and_missing_key():
 
 def test_wrong_types_are_refused():
     c = phantom.get_config()
-    c.fusion.unlock()
+    c.denoiser.unlock()
     c = c.to_dict()
     for key, value, match in (("seed", "7", "type int"), ("seed", True, "type int"), ("data", 3, "group of keys")):
         with pytest.raises(ConfigError, match=match):
@@ -105,12 +105,12 @@ def test_datasets_need_a_root(name):
 
 def test_difference_names_keys():
     a, b = (configs.from_config_dict(phantom.get_config(v)) for v in ("", "smoke"))
-    assert "fusion.train.steps" in configs.difference(a, b)
+    assert "denoiser.train.steps" in configs.difference(a, b)
     assert configs.difference(a, a) == []
 
 
 def test_reference_takes_back_what_a_size_variant_mends():
     c = kvasir_seg.get_config("cpu+reference")
-    assert {stage.train.optimizer for stage in (c.prior, c.disentangler, c.fusion)} == {"adamw"}
+    assert {stage.train.optimizer for stage in (c.prior, c.disentangler, c.denoiser)} == {"adamw"}
     assert not c.prior.flip and not c.disentangler.word_dropout
-    assert (c.prior.train.learning_rate, c.fusion.train.learning_rate) == (2e-3, 1e-3)
+    assert (c.prior.train.learning_rate, c.denoiser.train.learning_rate) == (2e-3, 1e-3)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vgjax.data import duplicates
+from vgjax.data.prepare import duplicates
 
 
 def pictures(count: int, seed: int = 0) -> np.ndarray:

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from vgjax.config import ConfigError
-from vgjax.data import tables
 from vgjax.data.entries import Entry, Index
+from vgjax.data.read import tables
 from vgjax.data.sources.folder import SOURCE
 
 

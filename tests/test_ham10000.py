@@ -21,7 +21,7 @@ from vgjax import optim, parallel, pipeline
 from vgjax.config import Config, ConfigError, from_config_dict
 from vgjax.models.autoencoder_kl import AutoencoderKL
 from vgjax.schema import Mesh as MeshConfig
-from vgjax.stages.fusion import Denoising
+from vgjax.stages.denoiser import Denoising
 from vgjax.state import create
 from vgjax.types import Tokens
 from vgjax.weights import to_torch
@@ -40,14 +40,14 @@ def frozen(config):
     text = jax.eval_shape(lambda: pipeline.make_disentangler(config).init(key, jnp.zeros((1, 768)), False))
     tokens = Tokens(tokens_BND=jnp.zeros((1, 2, 4096)), mask_BN=jnp.ones((1, 2)))
     dit = jax.eval_shape(pipeline.make_dit(config).init, key, jnp.zeros((1, 64, 64, 4)), jnp.zeros(1), tokens)
-    return {"text": text, "basis": {}, "dit": dit["params"]}
+    return {"disentangler": text, "basis": {}, "dit": dit["params"]}
 
 
 def state_shapes(config: Config, frozen):
-    functions, tx = Denoising(config), optim.optimizer(config.fusion.train)
+    functions, tx = Denoising(config), optim.optimizer(config.denoiser.train)
 
     def born(frozen, key):
-        return create(functions.init(frozen, key), {}, tx, config.fusion.train.ema_decay)
+        return create(functions.init(frozen, key), {}, tx, config.denoiser.train.ema_decay)
 
     return jax.eval_shape(born, frozen, jax.random.key(0))
 
@@ -88,13 +88,13 @@ def test_a_step_costs_what_its_matrices_say(config, frozen):
         return functions.errors(params, frozen, batch, jax.random.key(0), train=True).mean()
 
     cost = jax.jit(jax.value_and_grad(loss)).lower(params, frozen, batch).compile().cost_analysis()
-    tokens, block = 32 * 32, count(frozen["dit"]["blocks"]) / config.fusion.depth  # a scan's body is counted once
+    tokens, block = 32 * 32, count(frozen["dit"]["blocks"]) / config.denoiser.depth  # a scan's body is counted once
     assert 5.5 < cost["flops"] / (tokens * block) < 7.0
 
 
 def test_without_pretrained_networks_the_config_is_the_default_recipe():
     c = ham10000.get_config("small")
-    assert (c.fusion.weights, c.fusion.lora.rank, c.autoencoder.kind) == ("", 0, "pixel")
+    assert (c.denoiser.weights, c.denoiser.lora.rank, c.autoencoder.kind) == ("", 0, "pixel")
     with pytest.raises(ConfigError, match=r"data\.root"):
         from_config_dict(c)
 
@@ -119,20 +119,20 @@ def test_two_steps_at_full_width(frozen, tmp_path):
         "data.validation_items": 1,
         "data.test_items": 1,
         "text_encoder.kind": "hashing",
-        "fusion.weights": tmp_path / "pixart.safetensors",
+        "denoiser.weights": tmp_path / "pixart.safetensors",
         "autoencoder.path": tmp_path / "vae.safetensors",
         "prior.train.steps": 1,
         "disentangler.train.steps": 1,
         "disentangler.train.batch_size": 4,
-        "fusion.train.steps": 2,
-        "fusion.train.log_every_steps": 1,
+        "denoiser.train.steps": 2,
+        "denoiser.train.log_every_steps": 1,
     }
     command = [sys.executable, "-m", "vgjax.main", "--config=configs/ham10000.py", "--mode=train"]
     command += [f"--workdir={tmp_path / 'run'}", *(f"--config.{key}={value}" for key, value in changes.items())]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
     subprocess.run(command, check=True, env=environment, cwd=pathlib.Path(__file__).parents[1])
-    done = json.loads((tmp_path / "run" / "stages" / "fusion" / "done.json").read_text())
+    done = json.loads((tmp_path / "run" / "stages" / "denoiser" / "done.json").read_text())
     print(f"peak memory {done['peak_rss_mb']:.0f} MB, stage 3 {done['wall_s']:.0f} s")
-    rows = [json.loads(line) for line in (tmp_path / "run" / "logs" / "fusion.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "logs" / "denoiser.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2]
     assert done["peak_rss_mb"] < 22_000

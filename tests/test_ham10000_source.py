@@ -91,9 +91,9 @@ def test_images_of_one_lesion_are_a_group(root):
 
 def test_how_a_finding_was_made_reaches_nothing(root):
     write_table(root, *(row + ",vidir_modern" for row in ROWS), header=HEADER + ",dataset")
-    said = repr(read(root).entries)
-    assert "nv" in said and not any(
-        word in said for word in ("histo", "follow_up", "consensus", "vidir", "male", "back", "45")
+    named = repr(read(root).entries)
+    assert "nv" in named and not any(
+        word in named for word in ("histo", "follow_up", "consensus", "vidir", "male", "back", "45")
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 import safetensors.numpy
 
 from vgjax.models.hffm import FactorFusion, ReferenceFusion
-from vgjax.stages.fusion import whitening
+from vgjax.stages.denoiser import whitening
 from vgjax.types import Factors
 
 KEEP = (jnp.ones(4, bool), jnp.ones(4, bool))

@@ -51,7 +51,7 @@ MACHINE_BOUND = re.compile(r"(?<![\w.~-])/(?:work|root)/|file:/{3}|-{2}(?:extra-
 
 
 def module_name(path: Path, root: Path) -> str:
-    """Dotted name of a module: root/vgjax/data/loader.py -> vgjax.data.loader."""
+    """Dotted name of a module: root/vgjax/data/stream.py -> vgjax.data.stream."""
     parts = path.relative_to(root).with_suffix("").parts
     return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
@@ -185,11 +185,11 @@ def test_imports_point_one_way():
     ("files", "complaint"),
     [
         ({"models/dit.py": "from vgjax import train"}, "vgjax.models.dit imports vgjax.train"),
-        ({"config.py": "def f():\n  from .data import loader"}, "vgjax.config imports vgjax.data.loader"),
+        ({"config.py": "def f():\n  from .data import stream"}, "vgjax.config imports vgjax.data.stream"),
         ({"pipeline.py": "import vgjax.stages.prior"}, "vgjax.pipeline imports vgjax.stages.prior"),
         ({"models/dit.py": "import vgjax.weights"}, "vgjax.models.dit imports vgjax.weights"),
         ({"attic.py": ""}, "vgjax.attic has no place"),
-        ({"losses.py": "from vgjax.data import loader", "data/loader.py": "from .. import losses"}, "circle"),
+        ({"losses.py": "from vgjax.data import stream", "data/stream.py": "from .. import losses"}, "circle"),
         ({"stages/prior.py": "from vgjax import pipeline, types", "train.py": "from vgjax.stages import prior"}, None),
     ],
 )
@@ -198,7 +198,7 @@ def test_a_wrong_import_is_seen(tmp_path, files, complaint):
     for name in ("", "models", "data", "stages"):
         (package / name).mkdir()
         (package / name / "__init__.py").touch()
-    for name in ("train.py", "losses.py", "pipeline.py", "types.py", "data/loader.py", "stages/prior.py"):
+    for name in ("train.py", "losses.py", "pipeline.py", "types.py", "data/stream.py", "stages/prior.py"):
         (package / name).touch()
     for name, source in files.items():
         (package / name).write_text(source)

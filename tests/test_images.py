@@ -12,9 +12,9 @@ from PIL import Image, ImageFile, ImageOps
 
 from tests import hostile
 from vgjax.config import ConfigError
-from vgjax.data import files, images
 from vgjax.data.entries import RunLengths
-from vgjax.data.images import ImageError, read_image, read_mask
+from vgjax.data.read import files, images
+from vgjax.data.read.images import ImageError, read_image, read_mask
 
 SHAPE = (hostile.HEIGHT, hostile.WIDTH)
 COLOURS, GREYS, DISC = hostile.colours(), hostile.greys(), hostile.disc()

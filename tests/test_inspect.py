@@ -5,7 +5,9 @@ import shutil
 import pytest
 
 from tests.test_prepare import make_root, own
-from vgjax.data import inspect, prepare, splits
+from vgjax.data import inspect
+from vgjax.data.prepare import pictures as prepare
+from vgjax.data.prepare import splits
 
 
 @pytest.fixture(scope="module")

@@ -16,13 +16,13 @@ from vgjax.train import read_log
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 60  # long enough to be caught between two checkpoints
-STAGES = {"prior": "prior", "text": "disentangler", "fusion": "fusion"}
+STAGES = ("prior", "disentangler", "denoiser")
 
 
 def start(workdir: pathlib.Path, cache: pathlib.Path) -> subprocess.Popen:
-    flags = [f"--config.{key}.train.steps={STEPS}" for key in STAGES.values()]
-    flags += [f"--config.{key}.train.checkpoint_every_steps=20" for key in STAGES.values()]
-    flags += [f"--config.{key}.train.log_every_steps=1" for key in STAGES.values()]
+    flags = [f"--config.{key}.train.steps={STEPS}" for key in STAGES]
+    flags += [f"--config.{key}.train.checkpoint_every_steps=20" for key in STAGES]
+    flags += [f"--config.{key}.train.log_every_steps=1" for key in STAGES]
     command = [sys.executable, "-m", "vgjax.main", "--config=configs/phantom.py:smoke", f"--workdir={workdir}"]
     environment = os.environ | {
         "JAX_COMPILATION_CACHE_DIR": str(cache),

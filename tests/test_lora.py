@@ -92,5 +92,5 @@ def test_gradients_reach_the_adapter_through_the_unmerged_pass(params, fresh):
 
 
 def test_targets_that_match_nothing_are_refused(params):
-    with pytest.raises(ConfigError, match=r"fusion\.lora\.targets.*to_z"):
+    with pytest.raises(ConfigError, match=r"denoiser\.lora\.targets.*to_z"):
         lora.init(jax.random.key(0), params, lora.Adapter(2, 2.0, ("to_z",)), torch_module)

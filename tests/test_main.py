@@ -34,7 +34,7 @@ def command(*arguments):
         ([], "--config is missing"),
         (["--config=configs/nothing.py"], "nothing.py"),
         (["--config=configs/phantom.py:giant"], "giant"),
-        (["--config=configs/phantom.py", "--config.fusion.wdith=3"], "wdith"),
+        (["--config=configs/phantom.py", "--config.denoiser.wdith=3"], "wdith"),
         (["--config=configs/phantom.py", "--config.seed=many"], "many"),
         (["--config=configs/phantom.py", "--mode=fly"], "mode"),
         (["--config=configs/phantom.py", "--mode=serve"], "not built yet"),
@@ -81,8 +81,8 @@ def test_meshes_and_batches_are_checked(tmp_path):
     c.mesh.data = 3
     refused(c, tmp_path / "run", r"there are 8")
     c = phantom.get_config("smoke")
-    c.fusion.train.batch_size = 12
-    refused(c, tmp_path / "run", r"fusion\.train\.batch_size.*multiple of 8")
+    c.denoiser.train.batch_size = 12
+    refused(c, tmp_path / "run", r"denoiser\.train\.batch_size.*multiple of 8")
     assert not (tmp_path / "run").exists()
 
 

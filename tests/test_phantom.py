@@ -82,7 +82,7 @@ def test_an_item_depends_on_seed_split_and_index_alone():
     for one, other in zip(long[:5], short, strict=True):
         np.testing.assert_array_equal(one.image, other.image)
         np.testing.assert_array_equal(one.mask, other.mask)
-        assert (one.id, one.caption, one.factors, one.said) == (other.id, other.caption, other.factors, other.said)
+        assert (one.id, one.caption, one.factors, one.named) == (other.id, other.caption, other.factors, other.named)
     images = [item.image.tobytes() for item in long]
     for split, seed in (("train", 4), ("validation", 3), ("test", 3)):
         images += [item.image.tobytes() for item in phantom.items(split, 12, seed=seed)]
@@ -97,7 +97,7 @@ def test_items_keep_the_contract(size):
         assert item.mask.shape == (size, size) and item.mask.dtype == np.uint8
         assert set(np.unique(item.mask)) == {0, 1}
         assert item.label == phantom.class_label(item.factors)
-        assert item.caption and set(item.said) <= set(phantom.FACTORS)
+        assert item.caption and set(item.named) <= set(phantom.FACTORS)
 
 
 def test_class_label_is_a_function_of_shape_and_size_alone():
@@ -218,11 +218,11 @@ def test_a_caption_names_the_said_levels_and_nothing_else():
     subsets = [
         tuple(np.array(list(phantom.FACTORS))[rng.random(9) < p]) for p in (0.1, 0.3, 0.5, 0.8) for _ in range(40)
     ]
-    for said, draw in zip([(), *subsets], _draws(len(subsets) + 1), strict=True):
-        text = phantom.describe(draw, rng, said)
+    for named, draw in zip([(), *subsets], _draws(len(subsets) + 1), strict=True):
+        text = phantom.describe(draw, rng, named)
         for name, levels in phantom_text.WORDINGS.items():
-            named = {level for level, wordings in levels.items() if any(_mentions(text, w) for w in wordings)}
-            assert named == ({draw[name]} if name in said else set()), (name, text)
+            mentioned = {level for level, wordings in levels.items() if any(_mentions(text, w) for w in wordings)}
+            assert mentioned == ({draw[name]} if name in named else set()), (name, text)
 
 
 def test_a_caption_ignores_what_it_leaves_unsaid():
@@ -233,22 +233,22 @@ def test_a_caption_ignores_what_it_leaves_unsaid():
         assert texts[0] == texts[1]
 
 
-def test_choose_said_keeps_a_factor_of_each_channel():
+def test_choose_named_keeps_a_factor_of_each_channel():
     rng = np.random.default_rng(0)
-    chosen = [phantom.choose_said(rng) for _ in range(1500)]
-    assert all(set(said) & set(phantom.ANATOMY) and set(said) & set(phantom.MODALITY) for said in chosen)
+    chosen = [phantom.choose_named(rng) for _ in range(1500)]
+    assert all(set(named) & set(phantom.ANATOMY) and set(named) & set(phantom.MODALITY) for named in chosen)
     for name in phantom.FACTORS:
-        assert 0.80 < np.mean([name in said for said in chosen]) < 0.90
+        assert 0.80 < np.mean([name in named for named in chosen]) < 0.90
 
 
 def test_a_linear_model_on_words_and_pairs_reads_every_level():
     rng = np.random.default_rng(0)
     draws = _draws(2500, seed=5)
-    said = [phantom.choose_said(rng) for _ in draws]
-    texts = [phantom.describe(draw, rng, names) for draw, names in zip(draws, said, strict=True)]
+    named = [phantom.choose_named(rng) for _ in draws]
+    texts = [phantom.describe(draw, rng, names) for draw, names in zip(draws, named, strict=True)]
     words = HashingVectorizer(n_features=1024, ngram_range=(1, 2)).transform(texts)
     for name in phantom.FACTORS:
-        rows = np.array([i for i, names in enumerate(said) if name in names])
+        rows = np.array([i for i, names in enumerate(named) if name in names])
         truth = np.array([draws[i][name] for i in rows])
         half = len(rows) // 2
         model = RidgeClassifier(alpha=0.01, solver="sparse_cg").fit(words[rows[:half]], truth[:half])

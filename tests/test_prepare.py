@@ -15,8 +15,11 @@ from configs import phantom as phantom_config
 from tests import hostile
 from vgjax import config as configs
 from vgjax.config import ConfigError
-from vgjax.data import builder, decode, parts, plan, prepare, records, splits
+from vgjax.data import records
 from vgjax.data.entries import Entry
+from vgjax.data.prepare import builder, parts, plan, splits
+from vgjax.data.prepare import pictures as prepare
+from vgjax.data.read import decode
 
 
 def phantom(**changes):
@@ -78,7 +81,7 @@ def test_records_hold_pictures_captions_and_embeddings(tmp_path):
     assert records.from_png(row["image"]).shape == (32, 32, 3)
     assert set(np.unique(records.from_png(row["mask"]))) == {0, 1}
     assert row["embedding"].shape == (1024,)
-    assert set(row["said"]) <= set(row["factors"])
+    assert set(row["named"]) <= set(row["factors"])
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     assert manifest["skipped"] == 0
     assert len(manifest["sha256"]) == 6
@@ -247,7 +250,7 @@ def test_captions_come_from_where_the_config_says(tmp_path, mode):
     made = [row for split in all_rows(tmp_path / "records").values() for row in split]
     assert all(("A disc" in row["caption"]) == (mode != "measured") for row in made)
     assert all(("lesion" in row["caption"].lower()) == (mode != "own") for row in made)
-    assert all(bool(row["said"]) == (mode != "own") for row in made)
+    assert all(bool(row["named"]) == (mode != "own") for row in made)
     assert not any(row["caption"].endswith(("a.", "b.")) for row in made)  # the class is not told
 
 
@@ -308,7 +311,7 @@ def test_a_flipped_byte_costs_one_record(tmp_path):
     flip(shard, whole[4]["image"][60:90])
     assert prepare.verify(config, tmp_path) == {"train": [4], "validation": [], "test": []}
     assert prepare.damaged(tmp_path)["train"] == [4]
-    kept = records.Kept(builder.Pictures(tmp_path, "phantom", "train"), prepare.damaged(tmp_path)["train"])
+    kept = records.SkippedRows(builder.Pictures(tmp_path, "phantom", "train"), prepare.damaged(tmp_path)["train"])
     assert [kept[i]["id"] for i in range(len(kept))] == [row["id"] for row in whole if row is not whole[4]]
 
 

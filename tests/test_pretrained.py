@@ -21,10 +21,10 @@ from vgjax.config import ConfigError
 from vgjax.data import records
 from vgjax.evaluation.metrics import fingerprint
 from vgjax.sample import Sampler
-from vgjax.stages import fusion, latents
+from vgjax.stages import denoiser, latents
 from vgjax.types import Factors
 
-STAGES = ("prior", "text", "fusion")
+STAGES = ("prior", "disentangler", "denoiser")
 
 
 def write_weights(folder: pathlib.Path) -> None:
@@ -40,9 +40,9 @@ def write_weights(folder: pathlib.Path) -> None:
 
 def small(folder: pathlib.Path, **changes):
     c = phantom.get_config("reference+smoke")
-    c.fusion.update(dict(width=24, depth=2, heads=2, patch=2, token_width=20, learn_sigma=True, position_cells=4))
-    c.fusion.lora.rank = 2
-    c.fusion.weights, c.fusion.train.clip_part = str(folder), "lora"
+    c.denoiser.update(dict(width=24, depth=2, heads=2, patch=2, token_width=20, learn_sigma=True, position_cells=4))
+    c.denoiser.lora.rank = 2
+    c.denoiser.weights, c.denoiser.train.clip_part = str(folder), "lora"
     c.autoencoder.update(dict(kind="tiny", path=str(folder / "tiny.safetensors"), channels=4, factor=4))
     c.update_from_flattened_dict(changes)
     return c
@@ -91,12 +91,12 @@ def test_latents_are_those_of_the_pictures(trained):
 
 
 def test_only_adapter_and_fusion_module_are_trained(trained):
-    exported = checkpoint.load_export(trained.export("fusion"))
+    exported = checkpoint.load_export(trained.export("denoiser"))
     assert set(exported["params"]) == {"hffm", "lora"}
     ups = [a for path, a in jax.tree.leaves_with_path(exported["params"]["lora"]) if "up" in str(path[-1])]
     assert all(np.abs(up).max() > 0 for up in ups)  # they start at zero
-    stage = fusion.make(trained)
-    wanted = fusion.load_transformer(trained.config)
+    stage = denoiser.make(trained)
+    wanted = denoiser.load_transformer(trained.config)
     assert fingerprint(stage.frozen["dit"]) == fingerprint(wanted)
 
 
@@ -105,24 +105,24 @@ def test_exported_files_bring_the_run_back(trained, folder, tmp_path):
     given = {
         "prior.weights": str(out / "sdnet.safetensors"),
         "disentangler.weights": str(out / "text_disentangler.safetensors"),
-        "fusion.hffm_weights": str(out / "hffm.safetensors"),
-        "fusion.lora.weights": str(out / "lora"),
+        "denoiser.hffm_weights": str(out / "hffm.safetensors"),
+        "denoiser.lora.weights": str(out / "lora"),
     }
     run = runs.open_run(small(folder, **given), str(tmp_path / "run"))
     runs.train_stages(run)
     for stage in STAGES:
         again, first = (json.loads(r.done(stage).read_text()) for r in (run, trained))
         assert again["fingerprint"] == first["fingerprint"]
-        assert (again["step"], first["step"]) == (0, 6 * (stage == "fusion"))
+        assert (again["step"], first["step"]) == (0, 6 * (stage == "denoiser"))
 
 
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"fusion.width": 32}, r"fusion\.weights.*fusion\.width asks for width 32 where the weights have 24"),
-        ({"fusion.heads": 4}, r"heads 4 where the weights have 2"),
-        ({"fusion.token_width": 32}, r"token_width is 32 where the weights have 20"),
-        ({"autoencoder.channels": 8, "fusion.learn_sigma": False}, r"autoencoder\.channels.*8 and 4.*have 4 and 4"),
+        ({"denoiser.width": 32}, r"denoiser\.weights.*denoiser\.width asks for width 32 where the weights have 24"),
+        ({"denoiser.heads": 4}, r"heads 4 where the weights have 2"),
+        ({"denoiser.token_width": 32}, r"token_width is 32 where the weights have 20"),
+        ({"autoencoder.channels": 8, "denoiser.learn_sigma": False}, r"autoencoder\.channels.*8 and 4.*have 4 and 4"),
         ({"autoencoder.factor": 2}, r"autoencoder\.factor.*have 4 and 4"),
     ],
 )
@@ -138,18 +138,18 @@ def test_weights_of_another_size_are_refused_before_any_work(folder, tmp_path, c
     [
         ({"prior.weights": "hffm.safetensors"}, r"prior\.weights.*a_encoder.*is missing"),
         ({"disentangler.weights": "hffm.safetensors"}, r"disentangler\.weights.*is missing"),
-        ({"fusion.hffm_weights": "sdnet.safetensors", "fusion.lora.weights": "lora"}, r"hffm_weights.*is missing"),
+        ({"denoiser.hffm_weights": "sdnet.safetensors", "denoiser.lora.weights": "lora"}, r"hffm_weights.*is missing"),
         (
-            {"fusion.hffm_weights": "hffm.safetensors", "fusion.lora.weights": "lora", "fusion.lora.alpha": 4.0},
-            r"fusion\.lora\.alpha.*another scale",
+            {"denoiser.hffm_weights": "hffm.safetensors", "denoiser.lora.weights": "lora", "denoiser.lora.alpha": 4.0},
+            r"denoiser\.lora\.alpha.*another scale",
         ),
         (
             {
-                "fusion.hffm_weights": "hffm.safetensors",
-                "fusion.lora.weights": "lora",
-                "fusion.lora.targets": ("to_q",),
+                "denoiser.hffm_weights": "hffm.safetensors",
+                "denoiser.lora.weights": "lora",
+                "denoiser.lora.targets": ("to_q",),
             },
-            r"fusion\.lora\.weights.*other layers",
+            r"denoiser\.lora\.weights.*other layers",
         ),
     ],
 )
@@ -164,20 +164,20 @@ def test_given_files_must_fit(trained, folder, tmp_path, changes, match):
 @pytest.mark.parametrize(
     ("changes", "match"),
     [
-        ({"fusion.hffm_weights": "a"}, r"name both or neither"),
-        ({"fusion.lora.weights": "a"}, r"name both or neither"),
-        ({"fusion.weights": ""}, r"set both or neither"),
+        ({"denoiser.hffm_weights": "a"}, r"name both or neither"),
+        ({"denoiser.lora.weights": "a"}, r"name both or neither"),
+        ({"denoiser.weights": ""}, r"set both or neither"),
         ({"prior.weights": "a", "prior.variant": "default"}, r"use the variant :reference"),
         (
-            {"fusion.hffm_weights": "a", "fusion.lora.weights": "b", "fusion.hffm_variant": "default"},
+            {"denoiser.hffm_weights": "a", "denoiser.lora.weights": "b", "denoiser.hffm_variant": "default"},
             r"use the variant :reference",
         ),
-        ({"fusion.flip": True}, None),
+        ({"denoiser.flip": True}, None),
     ],
 )
 def test_combinations_are_checked(folder, changes, match):
     if not match:
-        assert configs.from_config_dict(small(folder, **changes)).fusion.flip
+        assert configs.from_config_dict(small(folder, **changes)).denoiser.flip
         return
     with pytest.raises(ConfigError, match=match):
         configs.from_config_dict(small(folder, **changes))
@@ -197,7 +197,7 @@ def test_exported_folder_is_complete(trained):
 
 
 def test_what_diffusers_cannot_compute_is_not_exported():
-    with pytest.raises(ConfigError, match=r"fusion\.hffm_variant.*:reference"):
+    with pytest.raises(ConfigError, match=r"denoiser\.hffm_variant.*:reference"):
         export.check(configs.from_config_dict(phantom.get_config()))
     c = phantom.get_config("reference+smoke")
     c.sample.guidance_anatomy = 2.0
@@ -214,8 +214,8 @@ def test_the_example_draws_what_we_draw(trained, folder, tmp_path, adapted):
         pytest.skip("VGJAX_TORCH_PYTHON names no Python with torch, diffusers and peft")
     run = trained
     if not adapted:  # a transformer of our own, trained whole
-        c = small(folder, **{"fusion.weights": "", "fusion.train.clip_part": ""})
-        c.fusion.lora.rank = 0
+        c = small(folder, **{"denoiser.weights": "", "denoiser.train.clip_part": ""})
+        c.denoiser.lora.rank = 0
         run = runs.open_run(c, str(tmp_path / "run"))
         runs.train_stages(run)
         runs.write_export(run, "a small round lesion in the upper left")
@@ -225,7 +225,7 @@ def test_the_example_draws_what_we_draw(trained, folder, tmp_path, adapted):
     given = load_file(out / "factors.safetensors")
     factors = Factors(anatomy_BggK=given["anatomy"][:, None, None], modality_BZ=given["modality"])
     noise = given["noise"].transpose(0, 2, 3, 1)
-    ours = pipeline.sample_latents(*fusion.load_models(run), factors, noise, run.config)
+    ours = pipeline.sample_latents(*denoiser.load_models(run), factors, noise, run.config)
     theirs = load_file(out / "latents.safetensors")["latents"].transpose(0, 2, 3, 1)
     scale = np.abs(theirs).max()
     print(f"largest latent {scale:.3g}, largest difference {np.abs(ours - theirs).max():.3g}")
@@ -236,7 +236,7 @@ def test_the_example_draws_what_we_draw(trained, folder, tmp_path, adapted):
 
 
 def test_both_views_are_encoded_and_drawn(folder):
-    config = configs.from_config_dict(small(folder, **{"fusion.flip": True}))
+    config = configs.from_config_dict(small(folder, **{"denoiser.flip": True}))
     coder, rng = pipeline.load_autoencoder(config), np.random.default_rng(0)
     image = rng.integers(0, 256, (16, 32, 32, 3), np.uint8)
     both = jax.jit(lambda coder, x: latents.views(coder, x, config))(coder, image)
@@ -244,7 +244,7 @@ def test_both_views_are_encoded_and_drawn(folder):
     mirrored = pipeline.to_unit_range(image[:, :, ::-1], config.data.intensity)
     np.testing.assert_allclose(both[:, 1], coder.encode(mirrored), atol=1e-5)
     assert np.abs(both[:, 1] - both[:, 0, :, ::-1]).max() > 1e-3  # not the mirrored latents
-    functions = fusion.Denoising(config)
+    functions = denoiser.Denoising(config)
     drawn = np.asarray(functions.latents({"latents": both}, jax.random.key(0)))
     second = np.array([np.array_equal(d, b) for d, b in zip(drawn, both[:, 1], strict=True)])
     first = np.array([np.array_equal(d, b) for d, b in zip(drawn, both[:, 0], strict=True)])
@@ -253,8 +253,8 @@ def test_both_views_are_encoded_and_drawn(folder):
 
 
 def test_mirroring_is_refused_where_captions_tell_the_sides_apart(folder, tmp_path):
-    run = runs.open_run(small(folder, **{"fusion.flip": True}), str(tmp_path / "run"))
-    with pytest.raises(ConfigError, match=r"fusion\.flip' is True, but \d+ of 96 captions say left or right"):
+    run = runs.open_run(small(folder, **{"denoiser.flip": True}), str(tmp_path / "run"))
+    with pytest.raises(ConfigError, match=r"denoiser\.flip' is True, but \d+ of 96 captions say left or right"):
         runs.prepare(run)
 
 

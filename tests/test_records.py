@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from vgjax.config import ConfigError
-from vgjax.data import loader, records
-from vgjax.data.decode import to_png
+from vgjax.data import records, stream
+from vgjax.data.read.decode import to_png
 
 
 def rows(count: int):
@@ -68,34 +68,34 @@ def example(row):
 def test_training_batches_shuffle_repeat_and_resume(tmp_path):
     records.write(tmp_path / "a.array_record", rows(10))
     source = records.Records(tmp_path / "a.array_record")
-    data = loader.training_batches(source, example, 5, seed=3)
+    data = stream.training_batches(source, example, 5, seed=3)
     epochs = np.concatenate([next(data)["n"][:, 0] for _ in range(4)])
     assert sorted(epochs[:10]) == list(range(10))
     assert list(epochs[:10]) != list(epochs[10:])
     state = data.get_state()
     wanted = next(data)["n"]
-    again = loader.training_batches(source, example, 5, seed=3)
+    again = stream.training_batches(source, example, 5, seed=3)
     again.set_state(state)
     np.testing.assert_array_equal(next(again)["n"], wanted)
-    other = loader.training_batches(source, example, 5, seed=4)
+    other = stream.training_batches(source, example, 5, seed=4)
     assert list(np.concatenate([next(other)["n"][:, 0] for _ in range(2)])) != list(epochs[:10])
 
 
 def test_any_number_of_processes_sees_the_same_batches_and_goes_on_from_one_state(tmp_path, monkeypatch):
     records.write(tmp_path / "a.array_record", rows(10))
     source = records.Records(tmp_path / "a.array_record")
-    whole = loader.training_batches(source, example, 4, seed=3)
+    whole = stream.training_batches(source, example, 4, seed=3)
     wanted = [set(next(whole)["n"][:, 0].tolist()) for _ in range(5)]
     monkeypatch.setattr(jax, "process_count", lambda *_: 2)
     shards = []
     for process in range(2):
         monkeypatch.setattr(jax, "process_index", lambda *_, process=process: process)
-        shards.append(loader.training_batches(source, example, 4, seed=3))
+        shards.append(stream.training_batches(source, example, 4, seed=3))
     parts = [[next(shard)["n"][:, 0].tolist() for _ in range(3)] for shard in shards]
     assert [len(rows) for rows in parts[0] + parts[1]] == [2] * 6
     assert [{*a, *b} for a, b in zip(*parts, strict=True)] == wanted[:3]
     monkeypatch.undo()
-    again = loader.training_batches(source, example, 4, seed=3)
+    again = stream.training_batches(source, example, 4, seed=3)
     again.set_state(shards[0].get_state())
     assert shards[0].get_state() == shards[1].get_state()
     assert [set(next(again)["n"][:, 0].tolist()) for _ in range(2)] == wanted[3:]
@@ -103,7 +103,7 @@ def test_any_number_of_processes_sees_the_same_batches_and_goes_on_from_one_stat
 
 def test_ordered_batches_see_every_row_once(tmp_path):
     records.write(tmp_path / "a.array_record", rows(7))
-    batches = list(loader.ordered_batches(records.Records(tmp_path / "a.array_record"), example, 4))
+    batches = list(stream.ordered_batches(records.Records(tmp_path / "a.array_record"), example, 4))
     assert [valid for _, valid in batches] == [4, 3]
     assert np.concatenate([b["n"][:v, 0] for b, v in batches]).tolist() == list(range(7))
     assert batches[1][0]["n"].shape == (4, 2)

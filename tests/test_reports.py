@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from vgjax.data.reports import caption, sections
+from vgjax.data.caption.reports import caption, sections
 
 RULE = 78 * "_"
 PLAIN = """\

@@ -12,7 +12,7 @@ from configs import phantom
 from vgjax import parallel, pipeline, train
 from vgjax import run as runs
 from vgjax.schema import Mesh
-from vgjax.stages import fusion
+from vgjax.stages import denoiser
 
 
 def small(**changes):
@@ -31,7 +31,7 @@ def finished(tmp_path_factory):
 def fingerprints(run):
     return {
         s: json.loads(run.export(s).with_name("done.json").read_text())["fingerprint"]
-        for s in ("prior", "text", "fusion")
+        for s in ("prior", "disentangler", "denoiser")
     }
 
 
@@ -41,7 +41,7 @@ def test_report_and_metrics_are_written(finished):
     assert values["control/n"] == 16
     assert values["control_real/colour"] > 0.9
     assert {f"fingerprint/{s}": f for s, f in fingerprints(finished).items()}.items() <= values.items()
-    assert all(values[f"wall_s/{s}"] > 0 for s in ("prior", "text", "fusion", "evaluate"))
+    assert all(values[f"wall_s/{s}"] > 0 for s in ("prior", "disentangler", "denoiser", "evaluate"))
     assert values["peak_rss_mb"] > 100
     page = (finished.workdir / "report.html").read_text()
     assert "perceptual term of stage 1 is off" in page
@@ -69,7 +69,7 @@ class Killed(Exception):
     pass
 
 
-@pytest.mark.parametrize("stage", [pytest.param("prior", marks=pytest.mark.slow), "text", "fusion"])
+@pytest.mark.parametrize("stage", [pytest.param("prior", marks=pytest.mark.slow), "disentangler", "denoiser"])
 def test_a_killed_stage_ends_as_an_uninterrupted_one(finished, tmp_path, monkeypatch, stage):
     """Killed between two checkpoints, started again: the same bytes."""
     shutil.copytree(finished.workdir, tmp_path / "run")
@@ -101,11 +101,11 @@ def test_training_never_sees_factors_or_labels(finished, tmp_path):
 
 
 def test_one_device_and_eight_agree(finished):
-    """The fusion stage's loss and gradients on a (2, 2, 2) mesh and on one device, from trained weights."""
+    """The denoiser stage's loss and gradients on a (2, 2, 2) mesh and on one device, from trained weights."""
     import jax
 
-    stage = fusion.make(finished)
-    hffm, dit = fusion.load_models(finished)
+    stage = denoiser.make(finished)
+    hffm, dit = denoiser.load_models(finished)
     params = {"hffm": hffm.variables["params"], "dit": dit.variables["params"]}
     source = stage.source("train")
     rows = [stage.to_example(source[i]) for i in range(8)]
@@ -122,8 +122,8 @@ def test_one_device_and_eight_agree(finished):
 def test_every_part_of_stage_three_gets_gradient(finished):
     import jax
 
-    stage = fusion.make(finished)
-    hffm, dit = fusion.load_models(finished)
+    stage = denoiser.make(finished)
+    hffm, dit = denoiser.load_models(finished)
     source = stage.source("train")
     rows = [stage.to_example(source[i]) for i in range(8)]
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
@@ -157,12 +157,14 @@ def test_contracts(finished):
     chex.assert_shape(factors.anatomy_BggK, (3, grid, grid, k))
     chex.assert_shape(factors.modality_BZ, (3, z))
     chex.assert_shape(factors.pooled(), (3, k))
-    disentangler = pipeline.Model(pipeline.make_disentangler(config), checkpoint.load_export(finished.export("text")))
-    said = pipeline.text_factors(disentangler, jnp.ones((3, config.text_encoder.width)), grid)
-    chex.assert_trees_all_equal_shapes(said, factors)
-    hffm, _ = fusion.load_models(finished)
-    tokens = pipeline.condition_tokens(hffm, said)
-    chex.assert_shape(tokens.tokens_BND, (3, 2, config.fusion.token_width))
+    disentangler = pipeline.Model(
+        pipeline.make_disentangler(config), checkpoint.load_export(finished.export("disentangler"))
+    )
+    named = pipeline.text_factors(disentangler, jnp.ones((3, config.text_encoder.width)), grid)
+    chex.assert_trees_all_equal_shapes(named, factors)
+    hffm, _ = denoiser.load_models(finished)
+    tokens = pipeline.condition_tokens(hffm, named)
+    chex.assert_shape(tokens.tokens_BND, (3, 2, config.denoiser.token_width))
     with pytest.raises(AssertionError):
         pipeline.image_factors(prior, image[0])
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from vgjax.config import ConfigError
-from vgjax.data import splits
+from vgjax.data.prepare import splits
 
 CUT: dict[str, Any] = {"seed": 0, "test_fraction": 0.2, "validation_fraction": 0.1}
 

@@ -9,7 +9,7 @@ import pytest
 from tests.parity.random_weights import random_tensors
 from vgjax import weights
 from vgjax.models.disentangler import TextDisentangler
-from vgjax.models.prior import SDNet
+from vgjax.models.sdnet import SDNet
 from vgjax.weights import WeightsError
 from vgjax.weights.convert import Table, export_tensors, import_tensors
 

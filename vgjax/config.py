@@ -30,7 +30,7 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "text_encoder.kind": ("hashing", "bert"),
     "prior.variant": ("default", "reference"),
     "disentangler.alignment": ("scaled", "cosine"),
-    "fusion.hffm_variant": ("default", "reference"),
+    "denoiser.hffm_variant": ("default", "reference"),
     "autoencoder.kind": ("pixel", "kl", "tiny"),
     "diffusion.objective": ("epsilon", "v", "flow"),
     "sample.solver": ("dpmpp_2m", "euler"),
@@ -135,18 +135,19 @@ def _validate_sizes(config: Config) -> None:
     if size % config.prior.grid:
         raise ConfigError(f"config key 'prior.grid' is {config.prior.grid}: it must divide {key} {size}")
     _validate_latents(config)
-    if config.fusion.width % config.fusion.heads:
+    if config.denoiser.width % config.denoiser.heads:
         raise ConfigError(
-            f"config key 'fusion.heads' is {config.fusion.heads}: it must divide fusion.width {config.fusion.width}"
+            f"config key 'denoiser.heads' is {config.denoiser.heads}: it must divide denoiser.width"
+            f" {config.denoiser.width}"
         )
-    if config.fusion.width % 4:
+    if config.denoiser.width % 4:
         raise ConfigError(
-            f"config key 'fusion.width' is {config.fusion.width}: 2-D position embeddings need a multiple of 4"
+            f"config key 'denoiser.width' is {config.denoiser.width}: 2-D position embeddings need a multiple of 4"
         )
 
 
 def _validate_latents(config: Config) -> None:
-    size, patch, grid = config.data.image_size, config.fusion.patch, config.prior.grid
+    size, patch, grid = config.data.image_size, config.denoiser.patch, config.prior.grid
     c = config.autoencoder
     if c.kind == "pixel" and (c.channels, c.factor) != (3, 1):
         raise ConfigError(
@@ -161,11 +162,11 @@ def _validate_latents(config: Config) -> None:
         )
     side = size // factor
     if side % patch:
-        raise ConfigError(f"config key 'fusion.patch' is {patch}: it must divide the latent size {side}")
-    if config.fusion.hffm_variant == "default" and (side // patch) % grid:
+        raise ConfigError(f"config key 'denoiser.patch' is {patch}: it must divide the latent size {side}")
+    if config.denoiser.hffm_variant == "default" and (side // patch) % grid:
         raise ConfigError(
             f"config key 'prior.grid' is {grid}: it must divide the {side // patch} patches a side"
-            " (latent size / fusion.patch)"
+            " (latent size / denoiser.patch)"
         )
 
 
@@ -184,10 +185,11 @@ def _validate_combinations(config: Config) -> None:
             f"config key 'sample.solver' is '{config.sample.solver}' with diffusion.objective"
             f" '{config.diffusion.objective}': use euler for flow and dpmpp_2m for epsilon or v"
         )
-    if bool(config.fusion.weights) != bool(config.fusion.lora.rank):
+    if bool(config.denoiser.weights) != bool(config.denoiser.lora.rank):
         raise ConfigError(
-            f"config key 'fusion.lora.rank' is {config.fusion.lora.rank} with fusion.weights '{config.fusion.weights}':"
-            " an adapter needs weights to adapt and weights are trained by an adapter, so set both or neither"
+            f"config key 'denoiser.lora.rank' is {config.denoiser.lora.rank} with denoiser.weights"
+            f" '{config.denoiser.weights}': an adapter needs weights to adapt and weights are trained by an adapter, so"
+            " set both or neither"
         )
     _validate_given(config)
     kind, path = config.autoencoder.kind, config.autoencoder.path
@@ -212,15 +214,15 @@ def _validate_combinations(config: Config) -> None:
 
 def _validate_given(config: Config) -> None:
     """Stages that are taken from files instead of being trained."""
-    hffm, adapter = config.fusion.hffm_weights, config.fusion.lora.weights
+    hffm, adapter = config.denoiser.hffm_weights, config.denoiser.lora.weights
     if bool(hffm) != bool(adapter):
         raise ConfigError(
-            f"config key 'fusion.hffm_weights' is '{hffm}' and fusion.lora.weights '{adapter}': they were trained"
+            f"config key 'denoiser.hffm_weights' is '{hffm}' and denoiser.lora.weights '{adapter}': they were trained"
             " together, so name both or neither"
         )
-    if adapter and not config.fusion.weights:
+    if adapter and not config.denoiser.weights:
         raise ConfigError(
-            f"config key 'fusion.lora.weights' is '{adapter}' without fusion.weights: name the transformer that it"
+            f"config key 'denoiser.lora.weights' is '{adapter}' without denoiser.weights: name the transformer that it"
             " adapts"
         )
     if config.prior.weights and config.prior.variant != "reference":
@@ -228,10 +230,11 @@ def _validate_given(config: Config) -> None:
             f"config key 'prior.weights' is '{config.prior.weights}' with prior.variant '{config.prior.variant}': only"
             " the published SDNet can be taken from a file, so use the variant :reference"
         )
-    if hffm and config.fusion.hffm_variant != "reference":
+    if hffm and config.denoiser.hffm_variant != "reference":
         raise ConfigError(
-            f"config key 'fusion.hffm_weights' is '{hffm}' with fusion.hffm_variant '{config.fusion.hffm_variant}':"
-            " only the published fusion module can be taken from a file, so use the variant :reference"
+            f"config key 'denoiser.hffm_weights' is '{hffm}' with denoiser.hffm_variant"
+            f" '{config.denoiser.hffm_variant}': only the published fusion module can be taken from a file, so use the"
+            " variant :reference"
         )
 
 

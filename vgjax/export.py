@@ -66,9 +66,9 @@ def export(run: Run, prompt: str = "") -> pathlib.Path:
     config, folder = run.config, run.workdir / "export"
     check(config)
     folder.mkdir(exist_ok=True)
-    variables = checkpoint.load_export(run.export("fusion"))
+    variables = checkpoint.load_export(run.export("denoiser"))
     _save(folder / "hffm.safetensors", weights.to_torch("hffm", {"params": variables["params"]["hffm"]}))
-    text = checkpoint.load_export(run.export("text"))
+    text = checkpoint.load_export(run.export("disentangler"))
     _save(folder / "text_disentangler.safetensors", weights.to_torch("text_disentangler", text))
     if config.prior.variant == "reference":
         prior = checkpoint.load_export(run.export("prior"))
@@ -103,9 +103,9 @@ def save_transformer(folder: pathlib.Path, config: Config, params: Mapping[str, 
 def check(config: Config) -> None:
     """Raises ConfigError where the config asks for more than diffusers can compute."""
     wanted = {
-        "fusion.hffm_variant": "reference",
-        "fusion.refine": 0,
-        "fusion.mlp_ratio": 4.0,
+        "denoiser.hffm_variant": "reference",
+        "denoiser.refine": 0,
+        "denoiser.mlp_ratio": 4.0,
         "diffusion.objective": "epsilon",
         "diffusion.timesteps": 1000,
         "prior.grid": 1,
@@ -131,7 +131,7 @@ def _example_inputs(run: Run, prompt: str) -> dict[str, np.ndarray]:
     height, width, channels = pipeline.latent_shape(run.config)
     noise = np.random.default_rng(run.config.seed).standard_normal((len(texts), channels, height, width))
     inputs = {"anatomy": np.asarray(factors.pooled()), "modality": np.asarray(factors.modality_BZ), "noise": noise}
-    if run.config.fusion.tell_size:  # for both halves of the guided batch
+    if run.config.denoiser.tell_size:  # for both halves of the guided batch
         size = run.config.data.image_size
         inputs |= {"resolution": np.full((2 * len(texts), 2), size), "aspect_ratio": np.ones((2 * len(texts), 1))}
     return {name: value.astype(np.float32) for name, value in inputs.items()}

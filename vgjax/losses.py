@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 if TYPE_CHECKING:
-    from vgjax.models.prior import PriorOutput
+    from vgjax.models.sdnet import PriorOutput
 
 
 def _mean_per_example(x: chex.Array) -> chex.Array:

@@ -26,10 +26,10 @@ from vgjax.models.appearance import STATISTICS
 from vgjax.models.autoencoder import Autoencoder, KLAutoencoder, PixelAutoencoder, TinyAutoencoder
 from vgjax.models.disentangler import TextDisentangler
 from vgjax.models.dit import DiT
-from vgjax.models.factor_prior import FactorPrior
 from vgjax.models.hffm import FactorFusion, ReferenceFusion
 from vgjax.models.lora import Adapter
-from vgjax.models.prior import PriorOutput, SDNet
+from vgjax.models.prior import VisualPrior
+from vgjax.models.sdnet import PriorOutput, SDNet
 from vgjax.schema import Autoencoder as AutoencoderConfig
 from vgjax.types import Factors, Tokens
 from vgjax.weights import autoencoders, from_torch
@@ -49,7 +49,7 @@ class Model(NamedTuple):
 # ---------------------------------------------------------------- the networks, sized by the config
 
 
-def make_prior(config: Config) -> FactorPrior | SDNet:
+def make_prior(config: Config) -> VisualPrior | SDNet:
     """Stage 1's network."""
     c = config.prior
     if c.variant == "reference":
@@ -61,7 +61,7 @@ def make_prior(config: Config) -> FactorPrior | SDNet:
             segmentor_features=c.segmentor_width,
             decoder_widths=c.decoder_widths,
         )
-    return FactorPrior(
+    return VisualPrior(
         widths=c.widths,
         modality_widths=c.modality_widths,
         segmentor_width=c.segmentor_width,
@@ -91,7 +91,7 @@ def make_disentangler(config: Config) -> TextDisentangler:
 
 def make_hffm(config: Config) -> FactorFusion | ReferenceFusion:
     """The fusion module of stage 3."""
-    c = config.fusion
+    c = config.denoiser
     if c.hffm_variant == "reference":
         return ReferenceFusion(hidden=c.hffm_hidden, token_width=c.token_width)
     return FactorFusion(hidden=c.hffm_hidden, token_width=c.token_width, width=c.width, components=c.components)
@@ -99,7 +99,7 @@ def make_hffm(config: Config) -> FactorFusion | ReferenceFusion:
 
 def make_dit(config: Config) -> DiT:
     """The denoising network of stage 3."""
-    c, autoencoder = config.fusion, config.autoencoder
+    c, autoencoder = config.denoiser, config.autoencoder
     return DiT(
         width=c.width,
         depth=c.depth,
@@ -119,7 +119,7 @@ def make_dit(config: Config) -> DiT:
 
 def make_adapter(config: Config) -> Adapter | None:
     """The low-rank adapter that is trained in the place of the transformer, where the config asks for one."""
-    c = config.fusion.lora
+    c = config.denoiser.lora
     return Adapter(c.rank, c.alpha, c.targets, c.rank_stabilised) if c.rank else None
 
 
@@ -208,7 +208,7 @@ def prior_mask(mask_BHW: jax.Array, config: Config) -> jax.Array:
 # ---------------------------------------------------------------- stage 1: picture -> factors
 
 
-def take_apart(prior: Model, image_BHWC: jax.Array) -> PriorOutput:
+def encode(prior: Model, image_BHWC: jax.Array) -> PriorOutput:
     """Everything the visual prior says of pictures in [-1, 1], without noise: the same on every call."""
     variables = {name: v for name, v in prior.variables.items() if name != "factor_stats"}
     return Model(prior.module, variables)(image_BHWC)
@@ -232,7 +232,7 @@ def image_factors(prior: Model, image_BHWC: jax.Array) -> Factors:
     """Factors of pictures in [-1, 1]."""
     chex.assert_rank(image_BHWC, 4)
     stats = prior.variables["factor_stats"]
-    factors = standardise(raw_factors(take_apart(prior, image_BHWC), stats["anatomy_mean"].shape[0]), stats)
+    factors = standardise(raw_factors(encode(prior, image_BHWC), stats["anatomy_mean"].shape[0]), stats)
     chex.assert_shape(factors.anatomy_BggK, (len(image_BHWC), *stats["anatomy_mean"].shape))
     chex.assert_shape(factors.modality_BZ, (len(image_BHWC), *stats["modality_mean"].shape))
     return factors

@@ -13,14 +13,14 @@ import ml_collections
 from vgjax import config as configs
 from vgjax import export, parallel, sample
 from vgjax.config import Config, ConfigError
-from vgjax.data import prepare as preparation
+from vgjax.data.prepare import pictures as preparation
 from vgjax.data.records import write_json
 from vgjax.evaluation import evaluate as evaluation
-from vgjax.stages import fusion, latents, prior, text
+from vgjax.stages import denoiser, disentangler, latents, prior
 from vgjax.stages.stage import Run
 from vgjax.train import check_batches, finished, train
 
-STAGES = {"prior": prior, "text": text, "fusion": fusion}
+STAGES = {"prior": prior, "disentangler": disentangler, "denoiser": denoiser}
 # Groups that may differ between two runs on one workdir: they decide how a model is used, not what it becomes.
 FREE_GROUPS = ("sample", "evaluate", "mesh")
 
@@ -96,7 +96,7 @@ def check_weights(run: Run) -> None:
     Raises:
       ConfigError: a file cannot be read, or does not fit the config.
     """
-    checks = {"prior": prior.load_given, "text": text.load_given, "fusion": fusion.check}
+    checks = {"prior": prior.load_pretrained, "disentangler": disentangler.load_pretrained, "denoiser": denoiser.check}
     for name, check in checks.items():
         if not finished(run, name):
             check(run.config)
@@ -136,7 +136,7 @@ def write_export(run: Run, prompt: str) -> None:
 
 
 def _need_trained(run: Run) -> None:
-    if not finished(run, "fusion"):
+    if not finished(run, "denoiser"):
         raise ConfigError(f"workdir {run.workdir} holds no trained model: run --mode=train first")
 
 

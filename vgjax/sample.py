@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image
 
 from vgjax import checkpoint, parallel, pipeline
-from vgjax.stages import fusion
+from vgjax.stages import denoiser
 from vgjax.stages.stage import Run
 from vgjax.text import load_text_encoder
 from vgjax.types import Factors
@@ -27,9 +27,9 @@ class Sampler:
         self._run = run
         self._encode = load_text_encoder(config.text_encoder)
         self._disentangler = pipeline.Model(
-            pipeline.make_disentangler(config), checkpoint.load_export(run.export("text"))
+            pipeline.make_disentangler(config), checkpoint.load_export(run.export("disentangler"))
         )
-        hffm, dit = fusion.load_models(run)
+        hffm, dit = denoiser.load_models(run)
         autoencoder = pipeline.load_autoencoder(config)
         shape = pipeline.latent_shape(config)
 

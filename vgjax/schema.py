@@ -110,7 +110,7 @@ class Lora:
 
 
 @dataclasses.dataclass(frozen=True)
-class Fusion:
+class Denoiser:
     hffm_variant: str
     hffm_hidden: int
     hffm_weights: str
@@ -181,14 +181,14 @@ class Config:
     text_encoder: TextEncoder
     prior: Prior
     disentangler: Disentangler
-    fusion: Fusion
+    denoiser: Denoiser
     autoencoder: Autoencoder
     diffusion: Diffusion
     sample: Sample
     evaluate: Evaluate
 
     def flat(self) -> dict[str, Any]:
-        """`{"fusion.train.steps": 1500, ...}`, for reports and for telling which key differs."""
+        """`{"denoiser.train.steps": 1500, ...}`, for reports and for telling which key differs."""
         return dict(_flatten(dataclasses.asdict(self)))
 
     def to_json(self) -> str:

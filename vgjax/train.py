@@ -16,11 +16,14 @@ from tqdm import tqdm
 
 from vgjax import checkpoint, optim, parallel
 from vgjax.checkpoint import Checkpoints
-from vgjax.data.loader import ordered_batches, training_batches
 from vgjax.data.records import write_json
+from vgjax.data.stream import ordered_batches, training_batches
 from vgjax.evaluation.metrics import fingerprint, peak_rss_mb
 from vgjax.stages.stage import Run, Stage, Terms
 from vgjax.state import TrainState, after_validation, apply_gradients, create, final_params
+
+# What stages were called when their initial parameters were first drawn.
+SEED_NAMES = {"disentangler": "text", "denoiser": "fusion"}
 
 
 def train_step(
@@ -56,15 +59,15 @@ def train(run: Run, stage: Stage) -> Any:
     Raises:
       FloatingPointError: the loss is not finite.
     """
-    if stage.given:
-        return _export(run, stage, *stage.given, step=0, wall_s=0.0)
+    if stage.pretrained:
+        return _export(run, stage, *stage.pretrained, step=0, wall_s=0.0)
     folder, c, seed = run.workdir / "stages" / stage.name, stage.training, run.config.seed
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
 
     # ---- state: born on its shardings, never materialised whole
     tx = optim.optimizer(c)
-    key = jax.random.fold_in(jax.random.key(seed), sum(stage.name.encode()))
+    key = jax.random.fold_in(jax.random.key(seed), sum(SEED_NAMES.get(stage.name, stage.name).encode()))
     create_state = lambda key: create(*stage.init(key), tx, c.ema_decay)
     shapes = jax.eval_shape(create_state, key)
     places = parallel.shardings(shapes, run.mesh)
@@ -208,6 +211,6 @@ def read_log(path: pathlib.Path) -> list[dict[str, Any]]:
 def check_batches(run: Run) -> None:
     """Raises ConfigError unless every batch size divides over the mesh; called before any long work."""
     c = run.config
-    sizes = {f"{n}.train.batch_size": getattr(c, n).train.batch_size for n in ("prior", "disentangler", "fusion")}
+    sizes = {f"{n}.train.batch_size": getattr(c, n).train.batch_size for n in ("prior", "disentangler", "denoiser")}
     for key, size in {**sizes, "sample.batch_size": c.sample.batch_size}.items():
         parallel.check_batch(run.mesh, key, size)

@@ -1,4 +1,4 @@
-"""The contracts between the rooms of the house: what one stage hands to the next.
+"""The types that pass between packages: what one stage hands to the next.
 
 Axes are written into the names: B batch, H W C image, g coarse grid, K anatomy factors, Z modality factors,
 D width, N tokens.
@@ -27,7 +27,7 @@ class Item:
       caption: what the text stages see.
       label: class name; used by evaluation only, never by a training stage.
       factors: ground-truth (or measured) attributes, name -> level; used by evaluation only.
-      said: the factors that the caption names; the others were left unsaid.
+      named: the factors that the caption names; the others were left unsaid.
     """
 
     id: str
@@ -37,7 +37,7 @@ class Item:
     caption: str
     label: str = ""
     factors: dict[str, str] = dataclasses.field(default_factory=dict)
-    said: tuple[str, ...] = ()
+    named: tuple[str, ...] = ()
 
 
 @flax.struct.dataclass

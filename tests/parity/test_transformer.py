@@ -120,8 +120,8 @@ def test_guided_sampling_matches_diffusers():
 def published_training() -> Training:
     """The published optimiser of stage 3 at the golden's constant rate."""
     c = base.reference(base.get_config())
-    c.fusion.train.update(dict(learning_rate=1e-3, schedule="constant", warmup_steps=0, clip_part="lora"))
-    return from_config_dict(c).fusion.train
+    c.denoiser.train.update(dict(learning_rate=1e-3, schedule="constant", warmup_steps=0, clip_part="lora"))
+    return from_config_dict(c).denoiser.train
 
 
 def test_three_training_steps_match_torch():

@@ -21,11 +21,11 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from vgjax.config import Config, ConfigError, from_config_dict
-from vgjax.data import prepare as preparation
-from vgjax.data import splits
-from vgjax.data.builder import Pictures
-from vgjax.data.duplicates import pixel_hash
-from vgjax.data.records import Kept, Rows, from_png
+from vgjax.data.prepare import pictures as preparation
+from vgjax.data.prepare import splits
+from vgjax.data.prepare.builder import Pictures
+from vgjax.data.prepare.duplicates import pixel_hash
+from vgjax.data.records import Rows, SkippedRows, from_png
 from vgjax.types import SPLITS
 
 SHEET_COLUMNS, SHEET_ROWS = 5, 4
@@ -48,7 +48,7 @@ def inspect(config: Config, folder: pathlib.Path) -> list[str]:
     damaged = preparation.verify(config, folder)
     report = json.loads((folder / "prepare_report.json").read_text())
     rows: dict[str, Rows] = {
-        split: Kept(Pictures(folder, config.data.source, split), damaged[split]) for split in SPLITS
+        split: SkippedRows(Pictures(folder, config.data.source, split), damaged[split]) for split in SPLITS
     }
     facts = {split: [_facts(source[i]) for i in range(len(source))] for split, source in rows.items()}
     _sheet(folder / "contact_sheet.png", rows)

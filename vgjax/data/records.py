@@ -113,8 +113,8 @@ class Records:
         return decode(self._source[row])
 
 
-class Kept:
-    """Rows of a source, less some."""
+class SkippedRows:
+    """A view of a source without the given rows."""
 
     def __init__(self, source: Rows, without: Collection[int]):
         self._source = source

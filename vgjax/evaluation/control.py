@@ -16,34 +16,34 @@ Readout = Callable[[np.ndarray], Levels]
 
 
 @dataclasses.dataclass(frozen=True)
-class Wish:
+class TestCase:
     """What a test caption asks for, and which picture it was written about.
 
     Attributes:
       caption: the text.
-      wanted: level of each factor that the caption names.
+      requested: level of each factor that the caption names.
       image: (H, W, 3) uint8, the real picture.
       mask: (H, W) uint8.
     """
 
     caption: str
-    wanted: dict[str, str]
+    requested: dict[str, str]
     image: np.ndarray
     mask: np.ndarray
 
 
-def hits(wishes: Sequence[Wish], read: Sequence[Levels], factor: str) -> np.ndarray:
+def hits(cases: Sequence[TestCase], read: Sequence[Levels], factor: str) -> np.ndarray:
     """1.0 where the level read is the one asked for, over the captions that name the factor; unreadable is wrong."""
     pairs = [
-        (wish.wanted[factor], levels.get(factor))
-        for wish, levels in zip(wishes, read, strict=True)
-        if factor in wish.wanted
+        (case.requested[factor], levels.get(factor))
+        for case, levels in zip(cases, read, strict=True)
+        if factor in case.requested
     ]
-    return np.array([float(wanted == got) for wanted, got in pairs])
+    return np.array([float(requested == got) for requested, got in pairs])
 
 
 def control_rows(
-    wishes: Sequence[Wish],
+    cases: Sequence[TestCase],
     generated: Sequence[Levels],
     real: Sequence[Levels],
     channels: Mapping[str, str],
@@ -54,7 +54,7 @@ def control_rows(
     """One row a factor that at least one caption names.
 
     Args:
-      wishes: what was asked for.
+      cases: what was asked for.
       generated, real: the levels read from the generated and from the real pictures, in the same order.
       channels: factor -> "anatomy" or "modality".
       chance: factor -> accuracy of guessing.
@@ -62,7 +62,7 @@ def control_rows(
     """
     rows = []
     for factor, channel in channels.items():
-        right = hits(wishes, generated, factor)
+        right = hits(cases, generated, factor)
         if not len(right):
             continue
         rows.append(
@@ -71,7 +71,7 @@ def control_rows(
                 channel=channel,
                 accuracy=float(right.mean()),
                 chance=chance[factor],
-                on_real=float(hits(wishes, real, factor).mean()),
+                on_real=float(hits(cases, real, factor).mean()),
                 n=len(right),
                 interval=bootstrap_interval(right, seed, draws),
             )
@@ -79,10 +79,10 @@ def control_rows(
     return rows
 
 
-def majority(wishes: Sequence[Wish], factor: str) -> float:
-    """Share of the commonest wanted level: what always answering it would score."""
-    wanted = [wish.wanted[factor] for wish in wishes if factor in wish.wanted]
-    return max((wanted.count(level) for level in set(wanted)), default=0) / max(len(wanted), 1)
+def majority(cases: Sequence[TestCase], factor: str) -> float:
+    """Share of the commonest requested level: what always answering it would score."""
+    requested = [case.requested[factor] for case in cases if factor in case.requested]
+    return max((requested.count(level) for level in set(requested)), default=0) / max(len(requested), 1)
 
 
 def as_metrics(rows: Sequence[ControlRow], prompts: int) -> dict[str, float]:

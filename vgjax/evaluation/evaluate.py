@@ -13,7 +13,7 @@ import numpy as np
 from vgjax.config import ConfigError
 from vgjax.data import records
 from vgjax.evaluation import control, metrics
-from vgjax.evaluation.control import Wish
+from vgjax.evaluation.control import TestCase
 from vgjax.evaluation.readouts import PriorView, Reader, make_reader
 from vgjax.evaluation.report import FactorMaps, Pair, Report, SwapGrid, write_report
 from vgjax.sample import Sampler
@@ -21,20 +21,20 @@ from vgjax.stages.stage import Run
 from vgjax.train import finished, read_log
 from vgjax.types import Factors
 
-STAGES = ("prior", "text", "fusion")
+STAGES = ("prior", "disentangler", "denoiser")
 SWAP_ROWS, SWAP_COLUMNS, SHOWN_PAIRS, SHOWN_MAPS = 4, 5, 16, 5
 SEED_OFFSET = 10_000  # test pictures never share their noise with --mode=sample
 
 
-def load_wishes(run: Run) -> list[Wish]:
+def load_cases(run: Run) -> list[TestCase]:
     """The first `evaluate.prompts` test captions with the levels that they name."""
     rows = run.rows(["images"], "test")
     count = min(run.config.evaluate.prompts, len(rows))
-    wishes = []
+    cases = []
     for row in (rows[i] for i in range(count)):
-        wanted = {name: row["factors"][name] for name in row["said"]}
-        wishes.append(Wish(row["caption"], wanted, records.from_png(row["image"]), records.from_png(row["mask"])))
-    return wishes
+        requested = {name: row["factors"][name] for name in row["named"]}
+        cases.append(TestCase(row["caption"], requested, records.from_png(row["image"]), records.from_png(row["mask"])))
+    return cases
 
 
 def evaluate(run: Run) -> dict[str, Any]:
@@ -52,16 +52,16 @@ def evaluate(run: Run) -> dict[str, Any]:
         if not finished(run, stage):
             raise ConfigError(f"workdir {run.workdir}: stage '{stage}' is not trained; run --mode=train first")
     started, began = time.monotonic(), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-    c, wishes = run.config.evaluate, load_wishes(run)
+    c, cases = run.config.evaluate, load_cases(run)
     view, sampler = PriorView(run), Sampler(run)
     reader = make_reader(run, view)
-    drawn = _draw(run, sampler, [wish.caption for wish in wishes], 0)
-    read, read_real = reader.read(drawn), reader.read(np.stack([wish.image for wish in wishes]))
-    chance = {factor: reader.chance(wishes, factor) for factor in reader.channels}
-    rows = control.control_rows(wishes, read, read_real, reader.channels, chance, run.config.seed, c.bootstrap_draws)
-    values = control.as_metrics(rows, len(wishes)) | _prior_metrics(wishes, view)
+    drawn = _draw(run, sampler, [case.caption for case in cases], 0)
+    read, read_real = reader.read(drawn), reader.read(np.stack([case.image for case in cases]))
+    chance = {factor: reader.chance(cases, factor) for factor in reader.channels}
+    rows = control.control_rows(cases, read, read_real, reader.channels, chance, run.config.seed, c.bootstrap_draws)
+    values = control.as_metrics(rows, len(cases)) | _prior_metrics(cases, view)
     if c.baseline == "shuffled_captions":
-        values |= _baseline(run, sampler, reader, wishes, read)
+        values |= _baseline(run, sampler, reader, cases, read)
     texts, swaps = swap_grid(run, sampler, reader)
     np.savez(run.workdir / "pictures.npz", drawn=drawn[:SHOWN_PAIRS], swaps=swaps)
     shown = {"read": read[:SHOWN_PAIRS], "swap_texts": texts, "control": [row.__dict__ for row in rows]}
@@ -78,26 +78,26 @@ def _draw(run: Run, sampler: Sampler, texts: list[str], offset: int) -> np.ndarr
     return sampler(sampler.factors(texts), seeds)
 
 
-def _baseline(run: Run, sampler: Sampler, reader: Reader, wishes: list[Wish], read: list) -> dict[str, float]:
+def _baseline(run: Run, sampler: Sampler, reader: Reader, cases: list[TestCase], read: list) -> dict[str, float]:
     """Accuracy under the true caption minus accuracy under another picture's caption.
 
     Both are means over `evaluate.draws` pictures of each caption, each draw with other strangers' captions; the
     interval resamples captions.
     """
-    c, count, rng = run.config.evaluate, len(wishes), np.random.default_rng(run.config.seed)
+    c, count, rng = run.config.evaluate, len(cases), np.random.default_rng(run.config.seed)
     reads, reads_other = [read], []
     for draw in range(c.draws):
         if draw:
-            reads.append(reader.read(_draw(run, sampler, [wish.caption for wish in wishes], 2 * draw * count)))
+            reads.append(reader.read(_draw(run, sampler, [case.caption for case in cases], 2 * draw * count)))
         order = rng.permutation(count)
         stranger = order[(np.argsort(order) + 1) % count]  # a single cycle: nobody keeps its own caption
-        captions = [wishes[i].caption for i in stranger]
+        captions = [cases[i].caption for i in stranger]
         reads_other.append(reader.read(_draw(run, sampler, captions, (2 * draw + 1) * count)))
     values: dict[str, float] = {}
     for factor in reader.channels:
-        if not any(factor in wish.wanted for wish in wishes):
+        if not any(factor in case.requested for case in cases):
             continue
-        true, other = (np.mean([control.hits(wishes, r, factor) for r in rs], axis=0) for rs in (reads, reads_other))
+        true, other = (np.mean([control.hits(cases, r, factor) for r in rs], axis=0) for rs in (reads, reads_other))
         low, high = metrics.bootstrap_interval(true - other, run.config.seed, c.bootstrap_draws)
         values |= {f"control_true/{factor}": float(true.mean()), f"control_shuffled/{factor}": float(other.mean())}
         values |= {f"control_gain/{factor}": float((true - other).mean())}
@@ -105,15 +105,15 @@ def _baseline(run: Run, sampler: Sampler, reader: Reader, wishes: list[Wish], re
     return values
 
 
-def _prior_metrics(wishes: list[Wish], view: PriorView) -> dict[str, float]:
+def _prior_metrics(cases: list[TestCase], view: PriorView) -> dict[str, float]:
     """Dice of the stage-1 segmentor and reconstruction error on the test pictures."""
-    images, masks = np.stack([w.image for w in wishes]), np.stack([w.mask for w in wishes]) > 0
+    images, masks = np.stack([w.image for w in cases]), np.stack([w.mask for w in cases]) > 0
     seen = view(images)
     found = seen["lesion"] > 0.5
     overlap, total = (masks & found).sum((1, 2)), masks.sum((1, 2)) + found.sum((1, 2))
     dice = np.where(total > 0, 2 * overlap / np.maximum(total, 1), 1.0)
     error = np.abs(seen["reconstruction"].astype(float) - images).mean() / 127.5
-    return {"prior/dice": float(dice.mean()), "prior/reconstruction_l1": float(error), "prior/n": len(wishes)}
+    return {"prior/dice": float(dice.mean()), "prior/reconstruction_l1": float(error), "prior/n": len(cases)}
 
 
 def swap_grid(run: Run, sampler: Sampler, reader: Reader) -> tuple[dict[str, list[str]], np.ndarray]:
@@ -125,9 +125,9 @@ def swap_grid(run: Run, sampler: Sampler, reader: Reader) -> tuple[dict[str, lis
     for i in range(min(SWAP_ROWS + SWAP_COLUMNS, len(rows))):
         side, name = ("rows", "anatomy") if i < SWAP_ROWS else ("columns", "modality")
         levels = rows[i]["factors"]
-        said = [f for f in levels if (f in channel("anatomy")) == (name == "anatomy")]
+        named = [f for f in levels if (f in channel("anatomy")) == (name == "anatomy")]
         # Where captions are the dataset's own, the model has learned those words and no others.
-        texts[side].append(reader.describe(levels, rng, said) if rows[i]["said"] else rows[i]["caption"])
+        texts[side].append(reader.describe(levels, rng, named) if rows[i]["named"] else rows[i]["caption"])
     anatomy, modality = sampler.factors(texts["rows"]), sampler.factors(texts["columns"])
     r, c = len(texts["rows"]), len(texts["columns"])
     mixed = Factors(
@@ -183,15 +183,15 @@ def report(run: Run) -> None:
     values, shown = json.loads(path.read_text()), json.loads((run.workdir / "shown.json").read_text())
     numbers = {k: v for k, v in values.items() if isinstance(v, int | float) and not isinstance(v, bool)}
     pictures = np.load(run.workdir / "pictures.npz")
-    wishes = load_wishes(run)[: len(pictures["drawn"])]
+    cases = load_cases(run)[: len(pictures["drawn"])]
     pairs = [
-        Pair(w.caption, w.image, drawn, {f: (w.wanted.get(f, ""), levels.get(f) or "unreadable") for f in levels})
-        for w, drawn, levels in zip(wishes, pictures["drawn"], shown["read"], strict=True)
+        Pair(w.caption, w.image, drawn, {f: (w.requested.get(f, ""), levels.get(f) or "unreadable") for f in levels})
+        for w, drawn, levels in zip(cases, pictures["drawn"], shown["read"], strict=True)
     ]
-    seen = PriorView(run)(np.stack([w.image for w in wishes[:SHOWN_MAPS]]))
+    seen = PriorView(run)(np.stack([w.image for w in cases[:SHOWN_MAPS]]))
     maps = [
         FactorMaps(w.image, w.mask, seen["lesion"][i], seen["anatomy"][i], seen["reconstruction"][i])
-        for i, w in enumerate(wishes[:SHOWN_MAPS])
+        for i, w in enumerate(cases[:SHOWN_MAPS])
     ]
     origin = {k: v for k, v in values.items() if k not in numbers and k != "config"} | {"seed": values["seed"]}
     write_report(

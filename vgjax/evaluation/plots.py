@@ -117,15 +117,15 @@ def _fact(value: Any) -> str:
 
 
 def factor_list(factors: Mapping[str, tuple[str, str]]) -> str:
-    """A list of factors, each (wanted, measured) level marked: as asked, not as asked, or not to be compared."""
+    """A list of factors, each (requested, measured) level marked: as asked, not as asked, or not to be compared."""
     items = []
-    for name, (wanted, measured) in factors.items():
-        name, asked, seen = escape(name), escape(wanted), escape(measured)
-        if wanted in ("", None):
+    for name, (requested, measured) in factors.items():
+        name, asked, seen = escape(name), escape(requested), escape(measured)
+        if requested in ("", None):
             items.append(f"<li><b>·</b> {name}: {seen}, not said</li>")
         elif measured in ("", None):
             items.append(f"<li><b>·</b> {name}: {asked}, not measured</li>")
-        elif str(wanted) == str(measured):
+        elif str(requested) == str(measured):
             items.append(f'<li class="hit"><b>✓</b> {name}: {seen}</li>')
         else:
             items.append(f'<li class="miss"><b>✗</b> {name}: {seen}, asked {asked}</li>')

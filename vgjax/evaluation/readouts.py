@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from vgjax import checkpoint, pipeline
-from vgjax.data import captions
-from vgjax.data.plan import vocabulary_of
+from vgjax.data.caption import measure as captions
+from vgjax.data.prepare.plan import vocabulary_of
 from vgjax.data.sources import phantom
-from vgjax.evaluation.control import Levels, Wish, majority
+from vgjax.evaluation.control import Levels, TestCase, majority
 from vgjax.evaluation.measure import measure_many
 from vgjax.stages.stage import Run
 
@@ -28,13 +28,13 @@ class Reader:
     Attributes:
       channels: factor -> "anatomy" or "modality".
       read: pictures (N, H, W, 3) uint8 -> levels of each.
-      chance: accuracy of guessing a factor of these wishes.
-      describe: (levels, rng, said) -> caption naming only the factors in `said`.
+      chance: accuracy of guessing a factor of these cases.
+      describe: (levels, rng, named) -> caption naming only the factors in `named`.
     """
 
     channels: Mapping[str, str]
     read: Callable[[np.ndarray], list[Levels]]
-    chance: Callable[[Sequence[Wish], str], float]
+    chance: Callable[[Sequence[TestCase], str], float]
     describe: Callable[[Mapping[str, str], np.random.Generator, Sequence[str]], str]
 
 
@@ -44,7 +44,7 @@ class PriorView:
     def __init__(self, run: Run):
         variables = checkpoint.load_export(run.export("prior"))
         prior = pipeline.Model(pipeline.make_prior(run.config), variables)
-        self._apply = jax.jit(lambda image: pipeline.take_apart(prior, pipeline.prior_input(image, run.config)))
+        self._apply = jax.jit(lambda image: pipeline.encode(prior, pipeline.prior_input(image, run.config)))
 
     def __call__(self, pictures: np.ndarray, batch: int = 32) -> dict[str, np.ndarray]:
         """anatomy (N, H, W, K), lesion (N, H, W) probability, reconstruction (N, H, W, 3) uint8."""
@@ -64,7 +64,7 @@ def make_reader(run: Run, view: PriorView) -> Reader:
         return Reader(
             channels={f: "anatomy" if f in phantom.ANATOMY else "modality" for f in phantom.FACTORS},
             read=lambda pictures: list(measure_many(pictures)),
-            chance=lambda wishes, factor: 1.0 / len(phantom.FACTORS[factor]),
+            chance=lambda cases, factor: 1.0 / len(phantom.FACTORS[factor]),
             describe=phantom.describe,
         )
     manifest: dict[str, Any] = json.loads((run.workdir / "records" / "manifest.json").read_text())
@@ -75,7 +75,7 @@ def make_reader(run: Run, view: PriorView) -> Reader:
         return [captions.levels_from_mask(mask, thresholds, vocabulary) or {} for mask in masks]
 
     return Reader(
-        channels={factor: "anatomy" for factor in captions.ALWAYS_SAID if factor in vocabulary.anatomy},
+        channels={factor: "anatomy" for factor in captions.ALWAYS_NAMED if factor in vocabulary.anatomy},
         read=read,
         chance=majority,
         describe=functools.partial(captions.describe, vocabulary=vocabulary),

@@ -53,7 +53,7 @@ class Pair(NamedTuple):
       caption: the text that was given.
       real: (H, W, 3) uint8 or None.
       generated: (H, W, 3) uint8.
-      factors: name -> (wanted, measured) level; wanted "" where the text left it unsaid.
+      factors: name -> (requested, measured) level; requested "" where the text left it unsaid.
     """
 
     caption: str
@@ -102,7 +102,7 @@ class ControlRow:
     Attributes:
       factor: name of the factor.
       channel: "anatomy" or "modality".
-      accuracy: share in [0, 1] of generated pictures that show the wanted level.
+      accuracy: share in [0, 1] of generated pictures that show the requested level.
       chance: accuracy of guessing, in [0, 1).
       on_real: accuracy of the same measure on real pictures: what can be reached at best; None if unknown.
       n: pictures measured.
@@ -289,7 +289,7 @@ def _control_table(rows: Sequence[ControlRow]) -> str:
         '<p class="lead">A text asks for a level of each factor; the level is then measured in the generated picture. '
         "Above chance is (accuracy − chance) / (1 − chance): 0 is guessing, 1 is always as asked.</p>"
         '<div class="scroll" tabindex="0" role="region" aria-label="Control table"><table>'
-        "<caption>How often the wanted level is the measured one</caption>"
+        "<caption>How often the requested level is the measured one</caption>"
         f"<thead><tr>{head}</tr></thead><tbody>{''.join(map(_control_row, rows))}</tbody></table></div>"
         '<p class="facts">Bar: accuracy; thin line: its interval; upright mark: chance; ring: the same measure on real '
         "pictures. Verdict by the column above chance: follows from 0.8, partly from 0.4, weakly from 0.1; near chance "

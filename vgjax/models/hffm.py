@@ -41,7 +41,7 @@ class FactorFusion(nn.Module):
     """Whitened components of each channel; anatomy in space, modality through the timestep embedding, both as tokens.
 
     The collection "basis" holds, for each channel, the mean (F,), directions (F, M) that bring the text-predictable
-    part of the factors to unit variance, and their pseudo-inverse (M, F); `vgjax.stages.fusion` computes it.
+    part of the factors to unit variance, and their pseudo-inverse (M, F); `vgjax.stages.denoiser` computes it.
     """
 
     hidden: int

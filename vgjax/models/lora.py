@@ -68,7 +68,7 @@ def init(key: jax.Array, params: Mapping[str, Any], adapter: Adapter, name_of: C
         flat[(*path[:-1], "down")] = down
         flat[(*path[:-1], "up")] = jnp.zeros((*stack, adapter.rank, features), leaf.dtype)
     if not flat:
-        raise ConfigError(f"config key 'fusion.lora.targets' is {adapter.targets}, which match no layer: name one")
+        raise ConfigError(f"config key 'denoiser.lora.targets' is {adapter.targets}, which match no layer: name one")
     return traverse_util.unflatten_dict(flat)
 
 

@@ -1,302 +1,172 @@
-"""Stage 1: the visual prior, a spatial decomposition network (SDNet, Chartsias et al. 2019).
+"""The default visual prior: the SDNet's four parts, with channels that keep out of each other's way by construction.
 
-It splits an image in [-1, 1] into an anatomy map, where every pixel picks one of K factors, and a modality vector of Z
-numbers, and rebuilds the image from the two. These are the networks of the published system, layer for layer.
+Differences from the published network (`vgjax.models.sdnet`) and why:
+  anatomy   sees each picture standardised per colour channel, so cast, brightness and contrast are gone before the
+            first layer; group norm instead of batch norm, so one picture's factors do not depend on its batch.
+  modality  pools features over lesion, background and boundary separately, each normalised by its area (as region-wise
+            style does in Zhu et al. 2020, "SEAN"), so neither size nor position has a way in; no norm, so absolute
+            brightness stays.
+  structure the segmentor's lesion probability leaves stage 1 as one more anatomy factor: where the lesion is, is what
+            text says most about, and K unsupervised maps need not hold it apart.
+  decoder   per-channel AdaIN whose scale and shift are linear in z (Huang & Belongie 2017, eq. 8), and a fixed noise
+            map, without which a deterministic decoder has nothing to make texture from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
-import chex
+import flax.linen as nn
+import jax
 import jax.numpy as jnp
-from flax import linen as nn
-from flax import struct
+import numpy as np
 
-from vgjax.config import ConfigError
-from vgjax.models.layers import (
-    BatchNorm,
-    ConvBlock,
-    adain,
-    conv,
-    dense,
-    max_pool_2x2,
-    straight_through_gumbel_softmax,
-    upsample_nearest,
-)
+from vgjax.models.appearance import regions
+from vgjax.models.layers import max_pool_2x2, straight_through_gumbel_softmax, upsample_nearest
+from vgjax.models.sdnet import PriorOutput
 
 
-@struct.dataclass
-class PriorOutput:
-    """Everything that the stage-1 losses look at.
-
-    Attributes:
-      anatomy_BHWK: one-hot anatomy map of the image.
-      segmentation_BHWS: class probabilities, background first.
-      mu_BZ: mean of the modality posterior.
-      logvar_BZ: its log-variance.
-      z_BZ: the modality sample that the image was rebuilt from.
-      reconstruction_BHWC: rebuilt image, in [-1, 1].
-      anatomy_tilde_BHWK: anatomy map read back from the rebuilt image.
-      mu_tilde_BZ: modality mean read back from the rebuilt image.
-      structure_BHWF: the maps that leave stage 1 as anatomy: the anatomy map; in the default the lesion's probability
-        as one more, which text knows most about.
-    """
-
-    anatomy_BHWK: chex.Array
-    segmentation_BHWS: chex.Array
-    mu_BZ: chex.Array
-    logvar_BZ: chex.Array
-    z_BZ: chex.Array
-    reconstruction_BHWC: chex.Array
-    anatomy_tilde_BHWK: chex.Array
-    mu_tilde_BZ: chex.Array
-    structure_BHWF: chex.Array
-
-
-class BottleneckBlock(nn.Module):
-    """Residual block of the U-Net's lowest level: twice (ReLU - conv 3x3 - norm), plus ReLU - conv 1x1 - norm.
-
-    Attributes:
-      features: output channels.
-    """
-
-    features: int
-
-    @nn.compact
-    def __call__(self, x_BHWC: chex.Array, train: bool) -> chex.Array:
-        y_BHWC = BatchNorm(name="norm1")(conv(self.features, name="conv1")(nn.relu(x_BHWC)), train)
-        y_BHWC = BatchNorm(name="norm2")(conv(self.features, name="conv2")(nn.relu(y_BHWC)), train)
-        skip_BHWC = conv(self.features, kernel_size=1, name="conv_skip")(nn.relu(x_BHWC))
-        return y_BHWC + BatchNorm(name="norm_skip")(skip_BHWC, train)
-
-
-class UpConv(nn.Module):
-    """Nearest-neighbour upsampling by two, then conv 3x3 and norm without activation.
-
-    Attributes:
-      features: output channels.
-    """
-
-    features: int
-
-    @nn.compact
-    def __call__(self, x_BHWC: chex.Array, train: bool) -> chex.Array:
-        return BatchNorm(name="norm")(conv(self.features, name="conv")(upsample_nearest(x_BHWC)), train)
+def _conv_block(x: jax.Array, width: int, name: str) -> jax.Array:
+    for i in (1, 2):
+        x = nn.Conv(width, (3, 3), name=f"{name}_conv{i}")(x)
+        x = nn.silu(nn.GroupNorm(num_groups=min(8, width), name=f"{name}_norm{i}")(x))
+    return x
 
 
 class AnatomyEncoder(nn.Module):
-    """U-Net from the image to the logits of the anatomy factors, at full resolution.
+    """U-Net from a picture to K anatomy logits a pixel."""
 
-    Attributes:
-      anatomy_factors: K.
-      widths: channels of each level, finest first; the bottleneck has twice the last.
-    """
-
-    anatomy_factors: int = 8
-    widths: Sequence[int] = (64, 128, 256, 512)
+    widths: Sequence[int]
+    factors: int
 
     @nn.compact
-    def __call__(self, image_BHWC: chex.Array, train: bool) -> chex.Array:
-        """Returns logits (B, H, W, K).
-
-        Args:
-          image_BHWC: images in [-1, 1].
-          train: normalises by the batch and updates the running statistics.
-
-        Raises:
-          ConfigError: height or width does not halve evenly once a level.
-        """
-        divisor = 2 ** len(self.widths)
-        height, width = image_BHWC.shape[1:3]
-        if height % divisor or width % divisor:
-            raise ConfigError(
-                f"the anatomy encoder got {height}x{width} pixels, which {len(self.widths)} levels cannot halve "
-                f"evenly: use an image size divisible by {divisor}."
-            )
-        x_BHWC = image_BHWC
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        mean = x_BHWC.mean(axis=(1, 2), keepdims=True)
+        x = (x_BHWC - mean) / (x_BHWC.std(axis=(1, 2), keepdims=True) + 1e-2)
         skips = []
-        for level, features in enumerate(self.widths, start=1):
-            skips.append(ConvBlock(features, name=f"encoder_block{level}")(x_BHWC, train))
-            x_BHWC = max_pool_2x2(skips[-1])
-        x_BHWC = BottleneckBlock(2 * self.widths[-1], name="bottleneck")(x_BHWC, train)
-        for step, (features, skip_BHWC) in enumerate(zip(reversed(self.widths), reversed(skips), strict=True), start=1):
-            x_BHWC = UpConv(features, name=f"decoder_upconv{step}")(x_BHWC, train)
-            x_BHWC = jnp.concatenate([x_BHWC, skip_BHWC], axis=-1)
-            x_BHWC = ConvBlock(features, name=f"decoder_block{step}")(x_BHWC, train)
-        return conv(self.anatomy_factors, name="classifier_conv")(x_BHWC)
+        for i, width in enumerate(self.widths):
+            x = _conv_block(x, width, f"down{i}")
+            skips.append(x)
+            x = max_pool_2x2(x)
+        x = _conv_block(x, 2 * self.widths[-1], "bottleneck")
+        for i, width in reversed(list(enumerate(self.widths))):
+            x = nn.Conv(width, (3, 3), name=f"up{i}")(upsample_nearest(x))
+            x = _conv_block(jnp.concatenate([x, skips[i]], axis=-1), width, f"merge{i}")
+        return nn.Conv(self.factors, (3, 3), name="logits")(x)  # (B, H, W, K)
 
 
 class ModalityEncoder(nn.Module):
-    """Anatomy map and image to the Gaussian posterior of the modality vector.
+    """Region-wise statistics of convolutional features -> mu, logvar (B, Z)."""
 
-    The linear layer reads a flattened map, so its parameters fit one image size.
-
-    Attributes:
-      modality_factors: Z.
-      widths: channels of the convolutions, each of stride 2.
-      hidden_dim: width of the linear layer before the two heads.
-    """
-
-    modality_factors: int = 8
-    widths: Sequence[int] = (16, 32, 64, 128)
-    hidden_dim: int = 32
+    widths: Sequence[int]
+    factors: int
 
     @nn.compact
-    def __call__(self, anatomy_BHWK: chex.Array, image_BHWC: chex.Array, train: bool) -> tuple[chex.Array, chex.Array]:
-        """Returns mu and logvar, each (B, Z)."""
-        x_BHWC = jnp.concatenate([anatomy_BHWK, image_BHWC], axis=-1)
-        for block, features in enumerate(self.widths, start=1):
-            x_BHWC = conv(features, stride=2, name=f"conv{block}")(x_BHWC)
-            x_BHWC = nn.leaky_relu(BatchNorm(name=f"norm{block}")(x_BHWC, train), 0.2)
-        # Channels lead in the flattened order, so that weights trained on NCHW maps fit.
-        flat = x_BHWC.transpose(0, 3, 1, 2).reshape(x_BHWC.shape[0], -1)
-        hidden = BatchNorm(name="norm")(dense(self.hidden_dim, name="fc")(flat), train)
-        hidden = nn.leaky_relu(hidden, 0.03)
-        return dense(self.modality_factors, name="mu")(hidden), dense(self.modality_factors, name="logvar")(hidden)
+    def __call__(self, x_BHWC: jax.Array, lesion_BHW: jax.Array) -> tuple[jax.Array, jax.Array]:
+        weights_BHWR = regions(lesion_BHW)
+        pooled, x = [], x_BHWC
+        for i, width in enumerate(self.widths):
+            x = nn.silu(nn.Conv(width, (3, 3), name=f"conv{i}")(x))
+            mean_BRC = jnp.einsum("bhwr,bhwc->brc", weights_BHWR, x)
+            square_BRC = jnp.einsum("bhwr,bhwc->brc", weights_BHWR, x * x)
+            spread = jnp.log(jnp.maximum(square_BRC - mean_BRC**2, 0.0) + 1e-4)
+            pooled += [mean_BRC.reshape(len(x), -1), 0.3 * spread.reshape(len(x), -1)]
+        h = nn.silu(nn.Dense(64, name="hidden")(jnp.concatenate(pooled, axis=-1)))
+        return nn.Dense(self.factors, name="mu")(h), nn.Dense(self.factors, name="logvar")(h)
 
 
 class Segmentor(nn.Module):
-    """Anatomy map to class probabilities (B, H, W, classes).
+    """Anatomy map -> logits of background and lesion (B, H, W, 2)."""
 
-    Attributes:
-      classes: background first, then the lesion.
-      features: hidden channels.
-    """
-
-    classes: int = 2
-    features: int = 64
+    width: int
 
     @nn.compact
-    def __call__(self, anatomy_BHWK: chex.Array, train: bool) -> chex.Array:
-        x_BHWC = ConvBlock(self.features, name="block")(anatomy_BHWK, train)
-        return nn.softmax(conv(self.classes, kernel_size=1, name="pred")(x_BHWC))
+    def __call__(self, anatomy_BHWK: jax.Array) -> jax.Array:
+        return nn.Conv(2, (1, 1), name="logits")(_conv_block(anatomy_BHWK, self.width, "block"))
 
 
 class Decoder(nn.Module):
-    """Anatomy map and modality vector to the image: (AdaIN - conv 3x3 - ReLU) for each width, then AdaIN - conv - tanh.
+    """Anatomy map and modality vector -> picture in [-1, 1]."""
 
-    Attributes:
-      widths: channels between the convolutions.
-      channels: channels of the image.
-    """
-
-    widths: Sequence[int] = (128, 64, 32)
-    channels: int = 3
+    widths: Sequence[int]
 
     @nn.compact
-    def __call__(self, anatomy_BHWK: chex.Array, z_BZ: chex.Array) -> chex.Array:
-        x_BHWC = anatomy_BHWK
-        for step, features in enumerate(self.widths, start=1):
-            x_BHWC = nn.relu(conv(features, name=f"conv{step}")(adain(x_BHWC, z_BZ)))
-        return nn.tanh(conv(self.channels, name=f"conv{len(self.widths) + 1}")(adain(x_BHWC, z_BZ)))
+    def __call__(self, anatomy_BHWK: jax.Array, z_BZ: jax.Array) -> jax.Array:
+        batch, height, width = anatomy_BHWK.shape[:3]
+        noise = np.random.default_rng(0).standard_normal((1, height, width, 2)).astype(np.float32)
+        x = jnp.concatenate([anatomy_BHWK, jnp.broadcast_to(noise, (batch, height, width, 2))], axis=-1)
+        for i, features in enumerate(self.widths):
+            x = nn.Conv(features, (3, 3), name=f"conv{i}")(x)
+            x = (x - x.mean(axis=(1, 2), keepdims=True)) / (x.std(axis=(1, 2), keepdims=True) + 1e-2)
+            scale, shift = jnp.split(nn.Dense(2 * features, name=f"style{i}")(z_BZ)[:, None, None], 2, axis=-1)
+            x = nn.silu(x * (1 + scale) + shift)
+        return nn.tanh(nn.Conv(3, (3, 3), name="out")(x))
 
 
-class SDNet(nn.Module):
-    """The four networks of the visual prior and the two ways to run them together.
+class VisualPrior(nn.Module):
+    """Anatomy encoder, modality encoder, segmentor, decoder and the head that reads appearance back from mu.
 
     Attributes:
-      anatomy_factors: K.
-      modality_factors: Z.
-      unet_widths: channels of the anatomy encoder's levels, finest first.
-      modality_widths: channels of the modality encoder's convolutions.
-      modality_hidden_dim: width of its linear layer.
-      segmentor_features: hidden channels of the segmentor.
-      decoder_widths: channels between the decoder's convolutions.
-      image_channels: channels of the image.
-      classes: segmentation classes, background first.
+      appearance: how many statistics `vgjax.models.appearance.statistics` returns.
     """
 
-    anatomy_factors: int = 8
-    modality_factors: int = 8
-    unet_widths: Sequence[int] = (64, 128, 256, 512)
-    modality_widths: Sequence[int] = (16, 32, 64, 128)
-    modality_hidden_dim: int = 32
-    segmentor_features: int = 64
-    decoder_widths: Sequence[int] = (128, 64, 32)
-    image_channels: int = 3
-    classes: int = 2
+    widths: Sequence[int]
+    modality_widths: Sequence[int]
+    segmentor_width: int
+    decoder_widths: Sequence[int]
+    anatomy_factors: int
+    modality_factors: int
+    appearance: int
 
     def setup(self) -> None:
-        self.anatomy_encoder = AnatomyEncoder(self.anatomy_factors, self.unet_widths)
-        self.modality_encoder = ModalityEncoder(self.modality_factors, self.modality_widths, self.modality_hidden_dim)
-        self.segmentor = Segmentor(self.classes, self.segmentor_features)
-        self.decoder = Decoder(self.decoder_widths, self.image_channels)
+        self.a_encoder = AnatomyEncoder(self.widths, self.anatomy_factors)
+        self.m_encoder = ModalityEncoder(self.modality_widths, self.modality_factors)
+        self.segmentor = Segmentor(self.segmentor_width)
+        self.decoder = Decoder(self.decoder_widths)
+        self.appearance_head = nn.Sequential([nn.Dense(64), nn.silu, nn.Dense(self.appearance)])
 
-    def anatomy_logits(self, image_BHWC: chex.Array, train: bool = False) -> chex.Array:
-        """Logits of the anatomy factors, (B, H, W, K)."""
-        return self.anatomy_encoder(image_BHWC, train)
+    def read_appearance(self, mu_BZ: jax.Array) -> jax.Array:
+        """Appearance statistics (B, `appearance`) implied by a modality vector."""
+        return self.appearance_head(mu_BZ)
 
-    def anatomy(self, image_BHWC: chex.Array, gumbel_BHWK: chex.Array | None = None, train: bool = False) -> chex.Array:
-        """One-hot anatomy map (B, H, W, K); without noise the same image always gives the same map."""
-        return straight_through_gumbel_softmax(self.anatomy_encoder(image_BHWC, train), gumbel_BHWK)
-
-    def modality(
-        self, anatomy_BHWK: chex.Array, image_BHWC: chex.Array, train: bool = False
-    ) -> tuple[chex.Array, chex.Array]:
-        """Mean and log-variance of the modality posterior, each (B, Z)."""
-        return self.modality_encoder(anatomy_BHWK, image_BHWC, train)
-
-    def segment(self, anatomy_BHWK: chex.Array, train: bool = False) -> chex.Array:
-        """Class probabilities (B, H, W, classes)."""
-        return self.segmentor(anatomy_BHWK, train)
-
-    def decode(self, anatomy_BHWK: chex.Array, z_BZ: chex.Array) -> chex.Array:
-        """Image (B, H, W, C) in [-1, 1]."""
-        return self.decoder(anatomy_BHWK, z_BZ)
-
-    def __call__(self, image_BHWC: chex.Array) -> PriorOutput:
-        """Deterministic pass: running statistics, no noise, z = mu; nothing is read back from the rebuilt image."""
-        anatomy_BHWK = self.anatomy(image_BHWC)
-        mu_BZ, logvar_BZ = self.modality(anatomy_BHWK, image_BHWC)
-        return PriorOutput(
-            anatomy_BHWK=anatomy_BHWK,
-            segmentation_BHWS=self.segment(anatomy_BHWK),
-            mu_BZ=mu_BZ,
-            logvar_BZ=logvar_BZ,
-            z_BZ=mu_BZ,
-            reconstruction_BHWC=self.decode(anatomy_BHWK, mu_BZ),
-            anatomy_tilde_BHWK=anatomy_BHWK,
-            mu_tilde_BZ=mu_BZ,
-            structure_BHWF=anatomy_BHWK,
-        )
+    def __call__(self, x_BHWC: jax.Array) -> PriorOutput:
+        """Takes a picture apart and puts it together again, without noise: z = mu."""
+        return self._rebuild(x_BHWC, straight_through_gumbel_softmax(self.a_encoder(x_BHWC)), 0.0)
 
     def training_pass(
-        self,
-        image_BHWC: chex.Array,
-        gumbel_1_BHWK: chex.Array,
-        gumbel_2_BHWK: chex.Array,
-        eps_1_BZ: chex.Array,
-    ) -> PriorOutput:
-        """Rebuilds the image and reads the factors back from the result.
-
-        Both encoders run twice, so their running statistics (collection `batch_stats`, to be made mutable) take two
-        steps; the segmentor's take one.
+        self, x_BHWC: jax.Array, restyled_BHWC: jax.Array, gumbel_BHWK: jax.Array, eps_BZ: jax.Array
+    ) -> tuple[PriorOutput, tuple[jax.Array, jax.Array]]:
+        """The same with noise, the anatomy read from a restyled copy, whose imaging style is of no use to rebuild x.
 
         Args:
-          image_BHWC: images in [-1, 1].
-          gumbel_1_BHWK: standard Gumbel noise of the first anatomy pass.
-          gumbel_2_BHWK: that of the second, on the rebuilt image.
-          eps_1_BZ: standard normal noise of the modality sample.
+          x_BHWC: pictures in [-1, 1].
+          restyled_BHWC: the same geometry in another imaging style.
+          gumbel_BHWK: standard Gumbel noise of the anatomy map.
+          eps_BZ: standard normal noise of the modality sample.
 
-        Raises:
-          ConfigError: the image size does not fit the levels, or the batch holds one image.
+        Returns:
+          The output, and the anatomy logits of both copies (B, H, W, K), which ought to agree.
         """
-        anatomy_BHWK = self.anatomy(image_BHWC, gumbel_1_BHWK, train=True)
-        segmentation_BHWS = self.segment(anatomy_BHWK, train=True)
-        mu_BZ, logvar_BZ = self.modality(anatomy_BHWK, image_BHWC, train=True)
-        z_BZ = mu_BZ + eps_1_BZ * jnp.exp(0.5 * logvar_BZ)
-        reconstruction_BHWC = self.decode(anatomy_BHWK, z_BZ)
-        anatomy_tilde_BHWK = self.anatomy(reconstruction_BHWC, gumbel_2_BHWK, train=True)
-        mu_tilde_BZ, _ = self.modality(anatomy_tilde_BHWK, reconstruction_BHWC, train=True)
+        logits, plain = jnp.split(self.a_encoder(jnp.concatenate([restyled_BHWC, x_BHWC])), 2)
+        return self._rebuild(x_BHWC, straight_through_gumbel_softmax(logits, gumbel_BHWK), eps_BZ), (logits, plain)
+
+    def _rebuild(self, x_BHWC: jax.Array, anatomy_BHWK: jax.Array, eps_BZ: jax.Array | float) -> PriorOutput:
+        segmentation = nn.softmax(self.segmentor(anatomy_BHWK))
+        mu, logvar = self.m_encoder(x_BHWC, segmentation[..., 1])
+        z = mu + eps_BZ * jnp.exp(0.5 * logvar)
+        reconstruction = self.decoder(anatomy_BHWK, z)
+        # The map is kept for the second reading: the default asks the modality alone to survive the round trip.
+        mu_tilde, _ = self.m_encoder(reconstruction, segmentation[..., 1])
+        if self.is_initializing():
+            self.appearance_head(mu)
         return PriorOutput(
             anatomy_BHWK=anatomy_BHWK,
-            segmentation_BHWS=segmentation_BHWS,
-            mu_BZ=mu_BZ,
-            logvar_BZ=logvar_BZ,
-            z_BZ=z_BZ,
-            reconstruction_BHWC=reconstruction_BHWC,
-            anatomy_tilde_BHWK=anatomy_tilde_BHWK,
-            mu_tilde_BZ=mu_tilde_BZ,
-            structure_BHWF=anatomy_BHWK,
+            segmentation_BHWS=segmentation,
+            mu_BZ=mu,
+            logvar_BZ=logvar,
+            z_BZ=z,
+            reconstruction_BHWC=reconstruction,
+            anatomy_tilde_BHWK=anatomy_BHWK,
+            mu_tilde_BZ=mu_tilde,
+            structure_BHWF=jnp.concatenate([anatomy_BHWK, segmentation[..., 1:]], axis=-1),
         )

@@ -14,7 +14,7 @@ from tqdm import tqdm
 from vgjax import pipeline
 from vgjax.config import Config
 from vgjax.data import records
-from vgjax.data.loader import ordered_batches
+from vgjax.data.stream import ordered_batches
 from vgjax.models.autoencoder import Autoencoder
 from vgjax.stages.stage import Run
 
@@ -23,12 +23,12 @@ ENCODE_BATCH = 4
 
 
 def views(autoencoder: Autoencoder, image_BHWC: jax.Array, config: Config) -> jax.Array:
-    """Latents (B, V, h, w, c) of uint8 pictures: as they are (V = 1) and, under `fusion.flip`, mirrored too (V = 2).
+    """Latents (B, V, h, w, c) of uint8 pictures: as they are (V = 1) and, under `denoiser.flip`, mirrored too (V = 2).
 
     Mirroring comes before encoding: the mirrored latents of a picture are not the latents of its mirror image.
     """
     image = pipeline.to_unit_range(image_BHWC, config.data.intensity)
-    sides = [image, image[:, :, ::-1]] if config.fusion.flip else [image]
+    sides = [image, image[:, :, ::-1]] if config.denoiser.flip else [image]
     return jnp.stack([autoencoder.encode(side) for side in sides], axis=1)
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from vgjax import losses, pipeline
 from vgjax.config import Config, ConfigError
 from vgjax.data import records
-from vgjax.data.loader import ordered_batches
+from vgjax.data.stream import ordered_batches
 from vgjax.models import appearance, vgg
 from vgjax.stages.stage import Run, Stage, Terms
 from vgjax.types import Factors
@@ -72,11 +72,11 @@ def make(run: Run) -> Stage:
         source=lambda split: run.rows(["images"], split, ["image", "mask"]),
         to_example=decode_pixels,
         finish=lambda params, model_state: _finish(run, {"params": params, **model_state}),
-        given=load_given(config),
+        pretrained=load_pretrained(config),
     )
 
 
-def load_given(config: Config) -> tuple[Any, Any] | None:
+def load_pretrained(config: Config) -> tuple[Any, Any] | None:
     """Parameters and running statistics from the file that config key `prior.weights` names in the place of training.
 
     Raises:
@@ -165,7 +165,7 @@ def _finish(run: Run, variables: Any) -> Any:
     """Factors of every picture -> records; their mean and scale over the training split join the variables."""
     config = run.config
     prior = pipeline.Model(pipeline.make_prior(config), variables)
-    extract = jax.jit(lambda image: pipeline.raw_factors(pipeline.take_apart(prior, image), config.prior.grid))
+    extract = jax.jit(lambda image: pipeline.raw_factors(pipeline.encode(prior, image), config.prior.grid))
     raw: dict[str, list[Any]] = {}
     for split in ("train", "validation"):
         source = run.rows(["images"], split, ["image", "mask"])

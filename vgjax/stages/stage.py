@@ -10,9 +10,9 @@ from typing import Any
 import jax
 import numpy as np
 
-from vgjax.data import prepare as preparation
-from vgjax.data.builder import Pictures
-from vgjax.data.records import Kept, Records, Rows, ZippedRecords
+from vgjax.data.prepare import pictures as preparation
+from vgjax.data.prepare.builder import Pictures
+from vgjax.data.records import Records, Rows, SkippedRows, ZippedRecords
 from vgjax.schema import Config, Training
 
 Terms = dict[str, jax.Array]
@@ -46,9 +46,9 @@ class Run:
 
         def source(kind: str) -> Rows:
             if kind == "images":
-                return Kept(Pictures(self.workdir / "records", self.config.data.source, split), damaged)
+                return SkippedRows(Pictures(self.workdir / "records", self.config.data.source, split), damaged)
             found = Records(self.records(kind, split))
-            return Kept(found, damaged) if kind == "text" else found
+            return SkippedRows(found, damaged) if kind == "text" else found
 
         return ZippedRecords({kind: source(kind) for kind in kinds}, fields)
 
@@ -77,7 +77,7 @@ class Stage:
       source: split -> rows.
       to_example: row -> arrays of one example.
       finish: (params, model_state) -> exported variables; writes what later stages read.
-      given: (params, model_state) from elsewhere, finished as they are in the place of training.
+      pretrained: (params, model_state) from elsewhere, finished as they are in the place of training.
     """
 
     name: str
@@ -91,4 +91,4 @@ class Stage:
     source: Callable[[str], Rows]
     to_example: Callable[[dict[str, Any]], dict[str, np.ndarray]]
     finish: Callable[[Any, Any], Any]
-    given: tuple[Any, Any] | None = None
+    pretrained: tuple[Any, Any] | None = None

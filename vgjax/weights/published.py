@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from vgjax.models.disentangler import TextDisentangler
 from vgjax.models.hffm import ReferenceFusion
-from vgjax.models.prior import SDNet
+from vgjax.models.sdnet import SDNet
 from vgjax.types import Factors
 from vgjax.weights.convert import Network, Sizes, Table
 

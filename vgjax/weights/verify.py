@@ -21,7 +21,7 @@ from flax import linen as nn
 
 from vgjax import losses
 from vgjax.models.layers import adain
-from vgjax.models.prior import PriorOutput
+from vgjax.models.sdnet import PriorOutput
 from vgjax.types import Factors
 from vgjax.weights.convert import WeightsError, export_tensors
 from vgjax.weights.networks import NETWORKS, from_torch

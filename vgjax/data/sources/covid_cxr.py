@@ -18,8 +18,8 @@ import pathlib
 
 from vgjax.config import ConfigError
 from vgjax.data.entries import Entry, Index, Skip, Source, fault, find, home, inside, shown
-from vgjax.data.splits import merged
-from vgjax.data.tables import MAX_TEXT, table_rows, tidy
+from vgjax.data.prepare.splits import merged
+from vgjax.data.read.tables import MAX_TEXT, table_rows, tidy
 
 HOLDS = "the folder that holds metadata.csv and images/"
 TABLE = "metadata.csv"

@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 
 from vgjax.config import ConfigError
 from vgjax.data.entries import Entry, Index, Skip, Source, fault, find, home, shown
-from vgjax.data.tables import MAX_TEXT, open_text, table_rows, tidy
+from vgjax.data.read.tables import MAX_TEXT, open_text, table_rows, tidy
 from vgjax.types import SPLITS
 
 HOLDS = "the folder that holds metadata.csv or the pictures"

@@ -29,9 +29,9 @@ from typing import NamedTuple, TypeVar
 import numpy as np
 
 from vgjax.config import ConfigError
+from vgjax.data.caption.reports import caption
 from vgjax.data.entries import Entry, Index, RunLengths, Skip, Source, fault, find, home, inside, shown
-from vgjax.data.reports import caption
-from vgjax.data.tables import MAX_TEXT, table_rows, tidy
+from vgjax.data.read.tables import MAX_TEXT, table_rows, tidy
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm")
 SPLITS = {"train": "train", "validate": "validation", "test": "test"}

@@ -43,7 +43,7 @@ HELD_OUT: tuple[tuple[tuple[str, str], tuple[str, str]], ...] = (
 )
 
 REFERENCE_SIZE = 32
-SAID_PROBABILITY = 0.85
+NAMED_PROBABILITY = 0.85
 
 CELL_CENTRE = (10.75, 16.0, 21.25)
 RADIUS = {"small": 4.45, "medium": 6.1, "large": 8.3}  # of the disc of equal area
@@ -88,21 +88,21 @@ def sample_factors(rng: np.random.Generator, held_out: bool | None = None) -> di
             return factors
 
 
-def choose_said(rng: np.random.Generator) -> tuple[str, ...]:
-    """Each factor with probability `SAID_PROBABILITY`, at least one of each channel."""
-    said = []
+def choose_named(rng: np.random.Generator) -> tuple[str, ...]:
+    """Each factor with probability `NAMED_PROBABILITY`, at least one of each channel."""
+    named = []
     for channel in (ANATOMY, MODALITY):
-        chosen = [name for name in channel if rng.random() < SAID_PROBABILITY]
-        said += chosen or [channel[int(rng.integers(len(channel)))]]
-    return tuple(said)
+        chosen = [name for name in channel if rng.random() < NAMED_PROBABILITY]
+        named += chosen or [channel[int(rng.integers(len(channel)))]]
+    return tuple(named)
 
 
-def describe(factors: Mapping[str, str], rng: np.random.Generator, said: Collection[str] | None = None) -> str:
-    """A caption that names the factors in `said` (default: `choose_said`) and no others."""
-    said = choose_said(rng) if said is None else said
-    if unknown := sorted(set(said) - set(FACTORS)):
-        raise ConfigError(f"phantom: said names unknown factors {unknown}; choose among {list(FACTORS)}.")
-    return phantom_text.compose(factors, rng, said)
+def describe(factors: Mapping[str, str], rng: np.random.Generator, named: Collection[str] | None = None) -> str:
+    """A caption that names the factors in `named` (default: `choose_named`) and no others."""
+    named = choose_named(rng) if named is None else named
+    if unknown := sorted(set(named) - set(FACTORS)):
+        raise ConfigError(f"phantom: named names unknown factors {unknown}; choose among {list(FACTORS)}.")
+    return phantom_text.compose(factors, rng, named)
 
 
 def render(
@@ -146,8 +146,8 @@ def items(split: str, count: int, seed: int, size: int = REFERENCE_SIZE) -> Iter
     for i in range(count):
         rng = np.random.default_rng([seed, SPLITS.index(split), i])
         factors = sample_factors(rng, held_out=None if split == "test" else False)
-        said = choose_said(rng)
-        caption = describe(factors, rng, said)
+        named = choose_named(rng)
+        caption = describe(factors, rng, named)
         image, mask = render(factors, rng, size)
         yield Item(
             id=f"{split}-{i:06d}",
@@ -157,7 +157,7 @@ def items(split: str, count: int, seed: int, size: int = REFERENCE_SIZE) -> Iter
             caption=caption,
             label=class_label(factors),
             factors=factors,
-            said=said,
+            named=named,
         )
 
 

@@ -105,10 +105,10 @@ MODALITY_ONLY: tuple[str, ...] = ("The image shows {m}.", "Technique: {m}.", "A 
 NOTHING_SAID: tuple[str, ...] = ("A clinical photograph.", "An image of the skin.")
 
 
-def compose(factors: Mapping[str, str], rng: np.random.Generator, said: Collection[str]) -> str:
-    """One caption that names the level of every factor in `said` and of no other."""
-    anatomy = _lesion(factors, rng, said) if any(name in said for name in ANATOMY_WORDINGS) else ""
-    modality = _style(factors, rng, said)
+def compose(factors: Mapping[str, str], rng: np.random.Generator, named: Collection[str]) -> str:
+    """One caption that names the level of every factor in `named` and of no other."""
+    anatomy = _lesion(factors, rng, named) if any(name in named for name in ANATOMY_WORDINGS) else ""
+    modality = _style(factors, rng, named)
     if anatomy and modality:
         patterns = PATTERNS
     else:
@@ -117,8 +117,8 @@ def compose(factors: Mapping[str, str], rng: np.random.Generator, said: Collecti
     return text[0].upper() + text[1:]
 
 
-def _lesion(factors: Mapping[str, str], rng: np.random.Generator, said: Collection[str]) -> str:
-    words = {name: _pick(levels[factors[name]], rng) for name, levels in ANATOMY_WORDINGS.items() if name in said}
+def _lesion(factors: Mapping[str, str], rng: np.random.Generator, named: Collection[str]) -> str:
+    words = {name: _pick(levels[factors[name]], rng) for name, levels in ANATOMY_WORDINGS.items() if name in named}
     adjectives = [words[name] for name in ("size", "shape") if name in words]
     behind = [words[name] for name in ("position", "count") if name in words]
     noun = " ".join([*adjectives, _pick(("lesion", "nodule", "focus of disease"), rng)])
@@ -126,8 +126,8 @@ def _lesion(factors: Mapping[str, str], rng: np.random.Generator, said: Collecti
     return " ".join([article, noun, *behind])
 
 
-def _style(factors: Mapping[str, str], rng: np.random.Generator, said: Collection[str]) -> str:
-    phrases = [_pick(levels[factors[name]], rng) for name, levels in MODALITY_WORDINGS.items() if name in said]
+def _style(factors: Mapping[str, str], rng: np.random.Generator, named: Collection[str]) -> str:
+    phrases = [_pick(levels[factors[name]], rng) for name, levels in MODALITY_WORDINGS.items() if name in named]
     phrases = [phrases[i] for i in rng.permutation(len(phrases))]
     return phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1] if phrases else ""
 

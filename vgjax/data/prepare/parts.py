@@ -13,8 +13,8 @@ from typing import Any
 import msgpack
 from tqdm import tqdm
 
-from vgjax.data.decode import Settings, decode_many
 from vgjax.data.entries import Entry, Skip
+from vgjax.data.read.decode import Settings, decode_many
 
 CHUNK = 64  # pictures a file: seconds of work
 FEW = 2 * CHUNK  # starting processes takes longer than decoding this many

@@ -1,7 +1,7 @@
 """Captions by a vision-language model, written once, ahead of preparation, into a file that `data.captions_file` names.
 
-    python -m vgjax.data.captioner --source=busi --root=FOLDER --model=FOLDER_OR_HUB_ID --output=captions.jsonl
-    python -m vgjax.data.captioner --source=busi --records=FOLDER --model=... --output=...
+    python -m vgjax.data.caption.captioner --source=busi --root=FOLDER --model=FOLDER_OR_HUB_ID --output=captions.jsonl
+    python -m vgjax.data.caption.captioner --source=busi --records=FOLDER --model=... --output=...
 
 Any model of transformers' "image-text-to-text" pipeline serves, from a folder or the hub's cache (HF_HUB_OFFLINE=0
 allows downloads); this alone needs PyTorch. Each line of the output is {"id", "caption", "model", "prompt"}. A run that
@@ -27,7 +27,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from vgjax.config import ConfigError
-from vgjax.data.images import read_image
+from vgjax.data.read.images import read_image
 from vgjax.data.sources import SOURCES
 from vgjax.types import SPLITS
 
@@ -264,7 +264,7 @@ def of_records(name: str, folder: str) -> Iterator[Picture]:
     Raises:
       ConfigError: it holds no such records.
     """
-    from vgjax.data.builder import Pictures  # slow to import
+    from vgjax.data.prepare.builder import Pictures  # slow to import
 
     parts = [Pictures(pathlib.Path(folder), name, split) for split in SPLITS]
     rows = (part[number] for part in parts for number in range(len(part)))
@@ -297,7 +297,7 @@ def load_model(model: str) -> Callable[..., Any]:
 
 def main(arguments: Sequence[str] | None = None, load: Callable[..., Any] = load_model) -> int:
     """The command line; 1 where pictures failed, 2 where it could not start."""
-    parser = argparse.ArgumentParser(prog="python -m vgjax.data.captioner")
+    parser = argparse.ArgumentParser(prog="python -m vgjax.data.caption.captioner")
     place = parser.add_mutually_exclusive_group(required=True)
     place.add_argument("--root", help="the dataset's own folder")
     place.add_argument("--records", help="a folder of prepared records")

@@ -25,7 +25,7 @@ PICTURES = ("image", "mask")
 class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Rows that are ready, in the order given.
 
-    Features: id, image (H, W, 3) and mask (H, W, 1) as PNG, caption, label, group, factors and said (JSON), of which
+    Features: id, image (H, W, 3) and mask (H, W, 1) as PNG, caption, label, group, factors and named (JSON), of which
     training reads image, mask and caption only.
     """
 
@@ -39,7 +39,7 @@ class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
 
     def _info(self) -> tfds.core.DatasetInfo:
         text = tfds.features.Text()
-        features = {name: text for name in ("id", "caption", "label", "group", "factors", "said")}
+        features = {name: text for name in ("id", "caption", "label", "group", "factors", "named")}
         features |= {
             "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
             "mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
@@ -53,8 +53,8 @@ class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
 
     def _generate_examples(self, rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
         for number, row in enumerate(tqdm(rows, desc="writing", unit="image", mininterval=1.0)):
-            factors, said = json.dumps(row["factors"]), json.dumps(list(row["said"]))
-            yield number, {**row, "factors": factors, "said": said}
+            factors, named = json.dumps(row["factors"]), json.dumps(list(row["named"]))
+            yield number, {**row, "factors": factors, "named": named}
 
 
 def write(folder: pathlib.Path, name: str, rows: Mapping[str, Iterable[Row]]) -> None:
@@ -102,4 +102,4 @@ class Pictures:
     def __getitem__(self, row: int) -> dict[str, Any]:
         fields = self._source[row]
         texts = {name: value.decode() for name, value in fields.items() if name not in PICTURES}
-        return {**fields, **texts, "factors": json.loads(texts["factors"]), "said": json.loads(texts["said"])}
+        return {**fields, **texts, "factors": json.loads(texts["factors"]), "named": json.loads(texts["named"])}

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from vgjax.data import captions, duplicates
+from vgjax.data.caption import measure as captions
+from vgjax.data.caption.words import Vocabulary
 from vgjax.data.entries import Entry, Skip
-from vgjax.data.images import ImageError, read_image, read_mask
-from vgjax.data.vocabulary import Vocabulary
+from vgjax.data.prepare import duplicates
+from vgjax.data.read.images import ImageError, read_image, read_mask
 
 MASK_SIDE_THRESHOLD = 127  # a pixel of the smaller mask is inside where half of what it covers is
 

@@ -19,13 +19,14 @@ import numpy as np
 from tqdm import tqdm
 
 from vgjax.config import Config, ConfigError
-from vgjax.data import builder, records
-from vgjax.data.captions import SIDED
-from vgjax.data.decode import to_png
-from vgjax.data.plan import Plan, plan
+from vgjax.data import records
+from vgjax.data.caption.measure import SIDED
+from vgjax.data.prepare import builder
+from vgjax.data.prepare.plan import Plan, plan
+from vgjax.data.prepare.splits import number
+from vgjax.data.read.decode import to_png
 from vgjax.data.records import write_json
 from vgjax.data.sources import SOURCES, phantom
-from vgjax.data.splits import number
 from vgjax.text import load_text_encoder
 from vgjax.types import SPLITS
 
@@ -115,7 +116,7 @@ def _phantom(config: Config) -> Plan:
             for item in phantom.items(split, getattr(c, f"{split}_items"), config.seed, c.image_size):
                 pictures.append((item.id, to_png(item.image), to_png(item.mask)))
                 texts = {"caption": item.caption, "label": item.label, "group": ""}
-                rows[split][item.id] = {**texts, "factors": item.factors, "said": item.said}
+                rows[split][item.id] = {**texts, "factors": item.factors, "named": item.named}
                 bar.update()
     return Plan(rows, lambda: pictures, present=len(pictures))
 
@@ -124,9 +125,9 @@ def _check_mirroring(config: Config, made: Plan) -> None:
     """A mirrored picture would contradict a caption that tells the sides apart; ConfigError."""
     captions = [row["caption"] for split in ("train", "validation") for row in made.rows[split].values()]
     sided = sum(bool(SIDED.search(caption)) for caption in captions)
-    if config.fusion.flip and sided:
+    if config.denoiser.flip and sided:
         raise ConfigError(
-            f"config key 'fusion.flip' is True, but {sided} of {len(captions)} captions say left or right: set it to"
+            f"config key 'denoiser.flip' is True, but {sided} of {len(captions)} captions say left or right: set it to"
             " False"
         )
 

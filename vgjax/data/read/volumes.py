@@ -12,7 +12,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from vgjax.config import ConfigError
-from vgjax.data.files import HEAD, MIN_SIDE, ImageError, check_size
+from vgjax.data.read.files import HEAD, MIN_SIDE, ImageError, check_size
 
 MAX_VOLUME = 2**31  # bytes of one NIfTI volume
 MAX_OFFSET = 2**24  # bytes before its first voxel

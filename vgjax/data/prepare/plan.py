@@ -12,11 +12,13 @@ from typing import Any
 import numpy as np
 
 from vgjax.config import Config, ConfigError
-from vgjax.data import captioner, captions, duplicates, splits
-from vgjax.data import vocabulary as vocabularies
-from vgjax.data.decode import Settings
+from vgjax.data.caption import captioner
+from vgjax.data.caption import measure as captions
+from vgjax.data.caption import words as vocabularies
 from vgjax.data.entries import Entry, Skip, Source
-from vgjax.data.parts import Parts
+from vgjax.data.prepare import duplicates, splits
+from vgjax.data.prepare.parts import Parts
+from vgjax.data.read.decode import Settings
 from vgjax.data.sources import SOURCES
 from vgjax.types import SPLITS
 
@@ -28,7 +30,7 @@ class Plan:
     """What will be written.
 
     Attributes:
-      rows: split -> id -> caption, label, group, factors, said; in the order of `pictures`.
+      rows: split -> id -> caption, label, group, factors, named; in the order of `pictures`.
       pictures: (id, image PNG, mask PNG) of all, anew on each call.
       present: how many pictures the source holds.
       skipped: what was left out.
@@ -175,7 +177,7 @@ def _captioned(
     for entry, row, name in zip(entries, measured, groups, strict=True):
         rng = np.random.default_rng(splits.number(f"caption:{config.seed}:{entry.id}"))
         label = entry.label if c.label_in_caption else ""
-        text, levels, said = captions.caption(
+        text, levels, named = captions.caption(
             entry.text, row["attributes"], thresholds, vocabulary, c.captions, rng, label
         )
         rows[assigned[entry.id]][entry.id] = {
@@ -183,6 +185,6 @@ def _captioned(
             "label": entry.label,
             "group": name,
             "factors": levels,
-            "said": said,
+            "named": named,
         }
     return thresholds, rows

@@ -13,7 +13,7 @@ from vgjax.config import Config, ConfigError
 from vgjax.data import records
 from vgjax.models import lora
 from vgjax.models.autoencoder import PixelAutoencoder
-from vgjax.stages import latents, text
+from vgjax.stages import disentangler, latents
 from vgjax.stages.stage import Run, Stage, Terms
 from vgjax.types import Factors
 from vgjax.weights import adapters
@@ -36,7 +36,7 @@ class Denoising:
 
     def factors(self, frozen: Any, embedding_BD: jax.Array) -> Factors:
         """What stage 2 reads from text embeddings."""
-        model = pipeline.Model(self.disentangler, frozen["text"])
+        model = pipeline.Model(self.disentangler, frozen["disentangler"])
         return pipeline.text_factors(model, embedding_BD, self.config.prior.grid)
 
     def hffm_model(self, params: Any, frozen: Any) -> pipeline.Model:
@@ -68,14 +68,14 @@ class Denoising:
             views_BVhwc = batch["latents"].astype(jnp.float32)
         else:
             views_BVhwc = latents.views(PixelAutoencoder(), batch["image"], self.config)
-        if key is None or not self.config.fusion.flip:
+        if key is None or not self.config.denoiser.flip:
             return views_BVhwc[:, 0]
         mirrored_B = jax.random.bernoulli(jax.random.fold_in(key, 5), 0.5, (len(views_BVhwc),))
         return jnp.where(mirrored_B[:, None, None, None], views_BVhwc[:, 1], views_BVhwc[:, 0])
 
     def errors(self, params: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array, train: bool) -> jax.Array:
         """Squared error of the network's output at random times, (B,)."""
-        c, keys = self.config.fusion, jax.random.split(key, 5)
+        c, keys = self.config.denoiser, jax.random.split(key, 5)
         x_0, size = self.latents(batch, key if train else None), len(batch["embedding"])
         keep, noise_key = None, None
         if train:
@@ -94,12 +94,12 @@ class Denoising:
 def make(run: Run) -> Stage:
     """The stage on this run's pictures and text embeddings, with stage 2 frozen."""
     config = run.config
-    functions, stage_two = Denoising(config), checkpoint.load_export(run.export("text"))
-    basis = fit_basis(run, stage_two) if config.fusion.hffm_variant == "default" else {}
-    frozen = {"text": stage_two, "basis": basis}
+    functions, stage_two = Denoising(config), checkpoint.load_export(run.export("disentangler"))
+    basis = fit_basis(run, stage_two) if config.denoiser.hffm_variant == "default" else {}
+    frozen = {"disentangler": stage_two, "basis": basis}
     if functions.adapter:
         frozen["dit"] = load_transformer(config)
-    given = load_given(config, frozen.get("dit"))
+    pretrained = load_pretrained(config, frozen.get("dit"))
 
     def loss(params: Any, model_state: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array):
         return {"denoise": functions.errors(params, frozen, batch, key, train=True)}, {}
@@ -116,8 +116,8 @@ def make(run: Run) -> Stage:
         return run.rows([kind, "text"], split, [field, "embedding"])
 
     return Stage(
-        name="fusion",
-        training=config.fusion.train,
+        name="denoiser",
+        training=config.denoiser.train,
         init=lambda key: (functions.init(frozen, key), {}),
         loss=loss,
         weights={"denoise": 1.0},
@@ -127,13 +127,13 @@ def make(run: Run) -> Stage:
         source=source,
         to_example=to_example,
         finish=lambda params, model_state: {"params": params, "basis": basis},
-        given=(given, {}) if given else None,
+        pretrained=(pretrained, {}) if pretrained else None,
     )
 
 
 def load_models(run: Run) -> tuple[pipeline.Model, pipeline.Model]:
     """HFFM and transformer as trained."""
-    variables = checkpoint.load_export(run.export("fusion"))
+    variables = checkpoint.load_export(run.export("denoiser"))
     params = variables.pop("params")
     basis = {"basis": variables["basis"]} if variables.get("basis") else {}
     hffm = pipeline.Model(pipeline.make_hffm(run.config), {"params": params["hffm"], **basis})
@@ -157,29 +157,31 @@ SIZE_KEYS = {
 
 
 def load_transformer(config: Config) -> dict[str, Any]:
-    """Parameters of the transformer that config key `fusion.weights` names.
+    """Parameters of the transformer that config key `denoiser.weights` names.
 
     Raises:
       ConfigError: the weights cannot be read, or are of another size than the config says.
     """
-    source = config.fusion.weights
+    source = config.denoiser.weights
     tensors, values = weights.load(source, "transformer")
     found, variables = weights.from_torch("pixart", tensors, values, where=source)
     wanted = pipeline.make_dit(config)
     problems = [
-        f"fusion.{key} asks for {name} {getattr(wanted, name)} where the weights have {getattr(found, name)}"
+        f"denoiser.{key} asks for {name} {getattr(wanted, name)} where the weights have {getattr(found, name)}"
         for name, key in SIZE_KEYS.items()
         if getattr(wanted, name) != getattr(found, name)
     ]
     token_width = variables["params"]["caption_1"]["kernel"].shape[0]
-    if token_width != config.fusion.token_width:
-        problems.append(f"fusion.token_width is {config.fusion.token_width} where the weights have {token_width}")
+    if token_width != config.denoiser.token_width:
+        problems.append(f"denoiser.token_width is {config.denoiser.token_width} where the weights have {token_width}")
     if problems:
-        raise ConfigError(f"config key 'fusion.weights' names '{source}', but {'; '.join(problems)}: set these keys so")
+        raise ConfigError(
+            f"config key 'denoiser.weights' names '{source}', but {'; '.join(problems)}: set these keys so"
+        )
     return variables["params"]
 
 
-def load_given(config: Config, transformer: Any) -> dict[str, Any] | None:
+def load_pretrained(config: Config, transformer: Any) -> dict[str, Any] | None:
     """Parameters of HFFM and adapter from the files that the config names in the place of training.
 
     Args:
@@ -188,7 +190,7 @@ def load_given(config: Config, transformer: Any) -> dict[str, Any] | None:
     Raises:
       ConfigError: the files cannot be read, or are of other sizes than the config says.
     """
-    c, adapter = config.fusion, pipeline.make_adapter(config)
+    c, adapter = config.denoiser, pipeline.make_adapter(config)
     if not c.hffm_weights or adapter is None:
         return None
     factors = Factors(
@@ -196,19 +198,19 @@ def load_given(config: Config, transformer: Any) -> dict[str, Any] | None:
         modality_BZ=jnp.zeros((1, config.prior.modality_factors)),
     )
     inputs = (factors, (jnp.ones(1, bool),) * 2)
-    hffm = weights.into(pipeline.make_hffm(config), inputs, "hffm", c.hffm_weights, "fusion.hffm_weights")
+    hffm = weights.into(pipeline.make_hffm(config), inputs, "hffm", c.hffm_weights, "denoiser.hffm_weights")
     tensors, settings = weights.load(c.lora.weights)
     if settings and adapters.adapter_from_config(settings, c.lora.weights).scale != adapter.scale:
         raise ConfigError(
-            f"config key 'fusion.lora.alpha' is {c.lora.alpha} with rank {c.lora.rank}, but '{c.lora.weights}' was"
+            f"config key 'denoiser.lora.alpha' is {c.lora.alpha} with rank {c.lora.rank}, but '{c.lora.weights}' was"
             " trained with another scale: take rank, alpha and rank_stabilised from its adapter_config.json"
         )
     found = adapters.adapter_from_torch(tensors, transformer, c.lora.weights)
     wanted = jax.eval_shape(lambda: lora.init(jax.random.key(0), transformer, adapter, adapters.torch_module))
     if jax.tree.map(jnp.shape, found) != jax.tree.map(jnp.shape, wanted):
         raise ConfigError(
-            f"config key 'fusion.lora.weights' names '{c.lora.weights}', which adapts other layers or has another rank"
-            " than fusion.lora.targets and fusion.lora.rank say: take both from its adapter_config.json"
+            f"config key 'denoiser.lora.weights' names '{c.lora.weights}', which adapts other layers or has another"
+            " rank than denoiser.lora.targets and denoiser.lora.rank say: take both from its adapter_config.json"
         )
     return {"hffm": hffm["params"], "lora": found}
 
@@ -216,14 +218,14 @@ def load_given(config: Config, transformer: Any) -> dict[str, Any] | None:
 def check(config: Config) -> None:
     """Reads every file of weights that the stage will need; ConfigError where one cannot be used."""
     pipeline.load_autoencoder(config)
-    load_given(config, load_transformer(config) if config.fusion.weights else None)
+    load_pretrained(config, load_transformer(config) if config.denoiser.weights else None)
 
 
 def fit_basis(run: Run, stage_two: Any) -> dict[str, np.ndarray]:
     """Mean and whitening of the text-predictable part of each channel (see `FactorFusion`)."""
     model = pipeline.Model(pipeline.make_disentangler(run.config), stage_two)
     predict = jax.jit(lambda e: model.module.apply(model.variables, e, train=False)[:2])
-    rows = {split: text.make(run).source(split) for split in ("train", "validation")}
+    rows = {split: disentangler.make(run).source(split) for split in ("train", "validation")}
     data = {
         split: {
             name: np.stack([source[i][name].ravel() for i in range(len(source))]).astype(np.float32)
@@ -236,7 +238,7 @@ def fit_basis(run: Run, stage_two: Any) -> dict[str, np.ndarray]:
     for i, channel in enumerate(("anatomy", "modality")):
         predictions = [np.asarray(told[split][i], np.float64) for split in ("train", "validation")]
         mean, whiten, back = whitening(
-            predictions[0], predictions[1], data["validation"][channel], run.config.fusion.components
+            predictions[0], predictions[1], data["validation"][channel], run.config.denoiser.components
         )
         basis |= {f"{channel}_mean": mean, f"{channel}_whiten": whiten, f"{channel}_back": back}
     return basis

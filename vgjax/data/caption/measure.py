@@ -1,4 +1,4 @@
-"""Captions measured on picture and mask: attributes are put into levels, and those are said in a vocabulary's words.
+"""Captions measured on picture and mask: attributes are put into levels, and those are named in a vocabulary's words.
 
 Everything is measured on the square that the pipeline trains on and generates (another shape is stretched to one): a
 caption is true of the square, and the same functions read position and size back from a generated picture. The
@@ -19,7 +19,7 @@ from skimage.measure import label as connected
 from skimage.measure import regionprops
 
 from vgjax.config import ConfigError
-from vgjax.data.vocabulary import (
+from vgjax.data.caption.words import (
     POLYP,
     POSITIONS,
     SHAPES,
@@ -27,7 +27,7 @@ from vgjax.data.vocabulary import (
     article,
 )
 
-ALWAYS_SAID = ("position", "size")
+ALWAYS_NAMED = ("position", "size")
 MODES = ("own", "measured", "both")
 
 MEASURED_SIDE = 128  # pixels; finer detail changes no level and costs time
@@ -69,12 +69,12 @@ class Caption(NamedTuple):
     Attributes:
       text: what the text stages see.
       levels: factor -> level, measured.
-      said: the factors that the text names; of the dataset's own words nothing is known.
+      named: the factors that the text names; of the dataset's own words nothing is known.
     """
 
     text: str
     levels: dict[str, str]
-    said: tuple[str, ...]
+    named: tuple[str, ...]
 
 
 def _square(array: np.ndarray) -> np.ndarray:
@@ -252,16 +252,16 @@ def levels_from_mask(
     return None if geometry is None else attribute_levels(geometry, thresholds, vocabulary)
 
 
-def choose_said(levels: Mapping[str, str], rng: np.random.Generator, probability: float = 0.85) -> tuple[str, ...]:
-    """The factors a caption names: `ALWAYS_SAID`, and each other one with the given probability."""
-    # One draw for every factor, so that what is said of one does not depend on which others exist.
-    return tuple(name for name in levels if bool(rng.random() < probability) or name in ALWAYS_SAID)
+def choose_named(levels: Mapping[str, str], rng: np.random.Generator, probability: float = 0.85) -> tuple[str, ...]:
+    """The factors a caption names: `ALWAYS_NAMED`, and each other one with the given probability."""
+    # One draw for every factor, so that what is named of one does not depend on which others exist.
+    return tuple(name for name in levels if bool(rng.random() < probability) or name in ALWAYS_NAMED)
 
 
 def describe(
     levels: Mapping[str, str],
     rng: np.random.Generator,
-    said: Sequence[str] | None = None,
+    named: Sequence[str] | None = None,
     vocabulary: Vocabulary = POLYP,
 ) -> str:
     """Two sentences, one on anatomy and one on modality, in either order and in words drawn among synonyms.
@@ -269,11 +269,11 @@ def describe(
     Args:
       levels: factor -> level, as `attribute_levels` returns them; without any of anatomy the mask was empty.
       rng: draws pattern, synonyms and order.
-      said: the factors to name; all of `levels` by default. Where none of modality is said its sentence is left out.
+      named: the factors to name; all of `levels` by default. Where none of modality is named its sentence is left out.
       vocabulary: the words and patterns.
     """
-    said = tuple(levels) if said is None else tuple(said)
-    words = {name: str(rng.choice(vocabulary.words[name][levels[name]])) for name in said}
+    named = tuple(levels) if named is None else tuple(named)
+    words = {name: str(rng.choice(vocabulary.words[name][levels[name]])) for name in named}
     if vocabulary.empty and not any(name in levels for name in vocabulary.anatomy):
         clauses = [str(rng.choice(vocabulary.empty))]
     else:
@@ -311,7 +311,7 @@ def caption(
       thresholds: as `fit_thresholds` returns them.
       vocabulary: the words and patterns.
       mode: "own" words, which fall back to measured ones where there are none; "measured"; "both", own words first.
-      rng: draws what is said of the measured factors and how.
+      rng: draws what is named of the measured factors and how.
       label: class name to be told at the end; "" keeps it out.
 
     Raises:
@@ -321,13 +321,13 @@ def caption(
         raise ConfigError(f"config key 'data.captions' is '{mode}': choose one of {', '.join(MODES)}")
     own = " ".join(entry_text.split())
     levels = attribute_levels(attributes, thresholds, vocabulary)
-    said = choose_said(levels, rng)
+    named = choose_named(levels, rng)
     parts = [own] if own and mode != "measured" else []
     if parts and mode == "own":
-        said = ()
+        named = ()
     else:
-        parts.append(describe(levels, rng, said, vocabulary))
+        parts.append(describe(levels, rng, named, vocabulary))
     if label:
         parts.append(f"Class: {label}.")
     ended = [part if part[-1] in ".!?" else part + "." for part in parts[:-1]]
-    return Caption(" ".join([*ended, parts[-1]]), levels, said)
+    return Caption(" ".join([*ended, parts[-1]]), levels, named)

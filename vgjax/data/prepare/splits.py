@@ -157,7 +157,7 @@ def leaks(splits: Mapping[str, str], groups: Mapping[str, str], hashes: Mapping[
     Args:
       splits: id -> split.
       groups: id -> group, "" or absent for none.
-      hashes: id -> digest of the pixels (`vgjax.data.duplicates.pixel_hash`).
+      hashes: id -> digest of the pixels (`vgjax.data.prepare.duplicates.pixel_hash`).
     """
     found = [f"the group {name!r} is in {_places(parts)}" for name, parts in _torn(splits, groups).items()]
     found += [f"the same picture is in {_places(parts)}" for parts in _torn(splits, hashes).values()]

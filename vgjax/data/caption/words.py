@@ -1,6 +1,6 @@
-"""In which words attributes of pictures are said: one vocabulary for each kind of picture.
+"""In which words attributes of pictures are named: one vocabulary for each kind of picture.
 
-Levels and their synonyms are data; `vgjax.data.captions` measures and composes.
+Levels and their synonyms are data; `vgjax.data.caption.measure` measures and composes.
 """
 
 from __future__ import annotations
@@ -96,8 +96,8 @@ class Vocabulary:
       anatomy: factors of the mask, in the order in which they are drawn.
       modality: factors of the picture; without "colour" for grey pictures.
       words: factor -> level -> synonyms.
-      anatomy_patterns: whether the position is said -> clauses.
-      modality_patterns: the factors said of modality -> clauses.
+      anatomy_patterns: whether the position is named -> clauses.
+      modality_patterns: the factors named of modality -> clauses.
       empty: clauses for a picture whose mask is empty; none where such a picture cannot be described.
       single: whether the lesion is one thing, which takes an article, or several, measured as one.
     """
@@ -119,13 +119,13 @@ def article(noun: str) -> str:
 
 
 def _style_patterns(picture: str, tissue: str, modality: Sequence[str]) -> dict[tuple[str, ...], tuple[str, ...]]:
-    """Clauses that string together whichever factors are said."""
+    """Clauses that string together whichever factors are named."""
     patterns: dict[tuple[str, ...], tuple[str, ...]] = {}
     for count in range(1, len(modality) + 1):
-        for said in itertools.combinations(modality, count):
-            parts = [f"{{{name}}} {tissue}" if name == "colour" else f"{{{name}}}" for name in said]
+        for named in itertools.combinations(modality, count):
+            parts = [f"{{{name}}} {tissue}" if name == "colour" else f"{{{name}}}" for name in named]
             listed = " and ".join([", ".join(parts[:-1]), parts[-1]] if count > 1 else parts)
-            patterns[said] = (f"the {picture} shows {listed}", f"{article(picture)} with {listed}", listed)
+            patterns[named] = (f"the {picture} shows {listed}", f"{article(picture)} with {listed}", listed)
     return patterns
 
 

@@ -32,8 +32,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from vgjax.data.entries import RunLengths
-from vgjax.data.files import MIN_SIDE, ImageError, check_size, opened, words
-from vgjax.data.volumes import (
+from vgjax.data.read.files import MIN_SIDE, ImageError, check_size, opened, words
+from vgjax.data.read.volumes import (
     check_finite,
     dicom_frame,
     is_dicom,

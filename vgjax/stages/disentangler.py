@@ -60,9 +60,9 @@ def make(run: Run) -> Stage:
         fields = [name for name, on in shuffled.items() if on]
         return PermutedTargets(rows, fields, config.seed) if fields else rows
 
-    given = load_given(config)
+    pretrained = load_pretrained(config)
     return Stage(
-        name="text",
+        name="disentangler",
         training=c.train,
         init=init,
         loss=loss,
@@ -73,11 +73,11 @@ def make(run: Run) -> Stage:
         source=source,
         to_example=lambda row: {name: row[name].astype(np.float32) for name in ("embedding", "anatomy", "modality")},
         finish=lambda params, model_state: {"params": params},
-        given=(given["params"], {}) if given else None,
+        pretrained=(pretrained["params"], {}) if pretrained else None,
     )
 
 
-def load_given(config: Config) -> dict[str, Any] | None:
+def load_pretrained(config: Config) -> dict[str, Any] | None:
     """Variables from the file that config key `disentangler.weights` names in the place of training.
 
     Raises:

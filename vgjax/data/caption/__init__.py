@@ -1,0 +1,1 @@
+"""Captions of pictures: measured, from reports, or by a captioning model."""

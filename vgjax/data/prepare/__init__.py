@@ -1,0 +1,1 @@
+"""Source pictures to records: decoding, groups, splits, captions."""

@@ -1,0 +1,1 @@
+"""Files of a dataset to arrays: pictures, volumes and tables, decoded safely."""

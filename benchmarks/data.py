@@ -71,7 +71,7 @@ def streaming(folder: pathlib.Path) -> tuple[float, float]:
     from vgjax import optim, parallel
     from vgjax import run as runs
     from vgjax.data.stream import training_batches
-    from vgjax.stages import denoiser, disentangler, prior
+    from vgjax.stages import plan
     from vgjax.state import create
     from vgjax.train import train, train_step
 
@@ -80,11 +80,12 @@ def streaming(folder: pathlib.Path) -> tuple[float, float]:
     c.prior.train.steps, c.disentangler.train.steps = 1, 1
     run = runs.open_run(c, str(folder / "run"))
     runs.prepare(run)
-    for stage in (prior, disentangler):
-        train(run, stage.make(run))
-    stage = denoiser.make(run)
+    *earlier, last = plan(run.config)
+    for spec in earlier:
+        train(run, spec.make(run))
+    stage = last.make(run)
     size, seed = stage.training.batch_size, run.config.seed
-    data = training_batches(stage.source("train"), stage.to_example, size, seed)
+    data = training_batches(stage.source("train"), stage.example, size, seed)
     next(data)
     delivered = median_rate(lambda: sum(len(next(data)["embedding"]) for _ in range(40)))
     tx = optim.optimizer(stage.training)

@@ -29,6 +29,7 @@ def training(**changes) -> ConfigDict:
         ema_decay=0.0,  # exponential moving average of the weights, used for everything after training; 0: off
         checkpoint_every_steps=200,  # validation and checkpoint
         log_every_steps=20,
+        keep="last",  # which checkpoint is exported: last | best (by validation score)
     )
     return ConfigDict({**values, **changes})
 
@@ -79,6 +80,7 @@ def get_config() -> ConfigDict:
     c.prior.anatomy_factors = 8  # K
     c.prior.modality_factors = 16  # Z
     c.prior.grid = 8  # g: the anatomy map reaches the transformer as g x g area fractions; 1: one mean, as published
+    c.prior.standardise = True  # factors to the dataset's zero mean and unit scale; published: as they are
     c.prior.weight_l1 = 1.0
     c.prior.weight_kl = 1e-3
     c.prior.weight_dice = 1.0
@@ -105,11 +107,11 @@ def get_config() -> ConfigDict:
     c.disentangler.shuffle_modality_targets = False
     c.disentangler.weights = ""  # a trained text disentangler's file, taken as it is instead of training
     c.disentangler.train = training(
-        steps=240, batch_size=256, optimizer="muon", learning_rate=4e-3, checkpoint_every_steps=80
+        steps=240, batch_size=256, optimizer="muon", learning_rate=4e-3, checkpoint_every_steps=80, keep="best"
     )
 
     c.denoiser = ConfigDict()  # stage 3: HFFM and diffusion transformer
-    c.denoiser.hffm_variant = "default"  # default | reference
+    c.denoiser.condition = "factors"  # what the transformer is told: factors | published | class_label
     c.denoiser.hffm_hidden = 128
     c.denoiser.hffm_weights = ""  # a trained HFFM's file (with lora.weights), taken as it is instead of training
     c.denoiser.token_width = 128
@@ -200,6 +202,7 @@ def reference(c: ConfigDict) -> ConfigDict:
             decoder_widths=(128, 64, 32),
             modality_factors=8,
             grid=1,
+            standardise=False,
             weight_kl=0.01,
             weight_dice=10.0,
             weight_regression=1.0,
@@ -209,9 +212,10 @@ def reference(c: ConfigDict) -> ConfigDict:
         )
     )
     c.prior.train.update(dict(optimizer="adamw", learning_rate=2e-3, adam_b1=0.5, schedule="plateau", warmup_steps=0))
+    c.prior.train.keep = "best"
     c.disentangler.update(dict(hidden=512, alignment="cosine", weight_reconstruction=0.5, word_dropout=0.0))
     c.disentangler.train.update(dict(optimizer="adamw", learning_rate=1e-3))
-    c.denoiser.update(dict(hffm_variant="reference", hffm_hidden=256, components=0, refine=0))
+    c.denoiser.update(dict(condition="published", hffm_hidden=256, components=0, refine=0))
     c.denoiser.update(dict(condition_dropout=0.0, condition_noise=0.0))
     c.denoiser.train.update(dict(optimizer="adamw", learning_rate=1e-3, weight_decay=0.01, ema_decay=0.0))
     c.diffusion.objective = "epsilon"

@@ -11,8 +11,8 @@ from safetensors.numpy import save_file
 
 from configs import phantom
 from tests.parity.random_weights import load_golden
+from vgjax import build, pipeline
 from vgjax import config as configs
-from vgjax import pipeline
 from vgjax.config import ConfigError
 from vgjax.models.autoencoder import KLAutoencoder, PixelAutoencoder, TinyAutoencoder
 from vgjax.weights import from_torch
@@ -78,14 +78,14 @@ def test_tiny_latents_are_taken_as_they_are(image):
 
 def test_weights_are_read_once(weights_file):
     config = config_with("tiny", weights_file)
-    coder = pipeline.load_autoencoder(config)
+    coder = build.autoencoder(config)
     assert isinstance(coder, TinyAutoencoder) and coder.channels == CHANNELS
     weights_file.unlink()
     other = config_with("tiny", weights_file.parent)  # another path has to be read
-    assert pipeline.load_autoencoder(config) is coder
-    assert pipeline.make_dit(config).out_channels == CHANNELS
+    assert build.autoencoder(config) is coder
+    assert build.dit(config).out_channels == CHANNELS
     with pytest.raises(ConfigError, match="holds 0 weight files"):
-        pipeline.load_autoencoder(other)
+        build.autoencoder(other)
 
 
 @pytest.mark.parametrize("kind", ["kl", "tiny"])
@@ -113,7 +113,7 @@ def test_sizes_must_fit_the_latents(weights_file, changes, match):
 def test_the_weights_must_be_as_the_config_says(weights_file, key, value):
     config = config_with("tiny", weights_file, **{f"autoencoder.{key}": value})
     with pytest.raises(ConfigError, match=r"autoencoder\.channels.*but the weights .* have 4 and 4"):
-        pipeline.load_autoencoder(config)
+        build.autoencoder(config)
 
 
 def test_only_colour_pictures_are_served(tmp_path):
@@ -123,7 +123,7 @@ def test_only_colour_pictures_are_served(tmp_path):
         tensors[f"decoder.layers.11.{leaf}"] = tensors[f"decoder.layers.11.{leaf}"][:1].copy()
     save_file(tensors, tmp_path / "grey.safetensors")
     with pytest.raises(ConfigError, match="made for 1 colour channels"):
-        pipeline.load_autoencoder(config_with("tiny", tmp_path / "grey.safetensors"))
+        build.autoencoder(config_with("tiny", tmp_path / "grey.safetensors"))
 
 
 # ---------------------------------------------------------------- real weights on real pictures
@@ -153,9 +153,7 @@ def test_taef2_rebuilds_medical_pictures(data_root, dataset):
     weights = data_root.parent / "models" / "taef2"
     if not weights.is_dir():
         pytest.skip(f"no weights in {weights}")
-    coder = pipeline.load_autoencoder(
-        config_with("tiny", weights, **{"autoencoder.channels": 32, "autoencoder.factor": 8})
-    )
+    coder = build.autoencoder(config_with("tiny", weights, **{"autoencoder.channels": 32, "autoencoder.factor": 8}))
     files = sorted((data_root / dataset).glob(REAL[dataset]))
     chosen = [files[i] for i in np.linspace(0, len(files) - 1, PICTURES).astype(int)]
     rebuild = jax.jit(lambda coder, x: coder.decode(coder.encode(x)))

@@ -80,17 +80,35 @@ def test_the_multistep_term_helps():
     assert error[0] < 0.7 * error[1]
 
 
-def test_guidance_weights_sum_to_one_and_skip_what_is_unused():
-    assert guidance.branches(1.0, 1.0) == [((True, True), 1.0)]
-    assert guidance.branches(2.0, 2.0) == [((False, False), -1.0), ((True, True), 2.0)]
-    assert guidance.branches(0.0, 0.0) == [((False, False), 1.0)]
-    assert len(guidance.branches(3.0, 2.0)) == 3
-    assert all(sum(w for _, w in guidance.branches(a, m)) == 1.0 for a in (0.0, 1.5, 4.0) for m in (0.0, 2.5))
+def weights(anatomy: float, modality: float) -> dict[str, float]:
+    return {"anatomy": anatomy, "modality": modality}
+
+
+def test_only_branches_that_count_are_evaluated():
+    assert guidance.branches(weights(1.0, 1.0)) == (2,)
+    assert guidance.branches(weights(2.0, 2.0)) == (0, 2)
+    assert guidance.branches(weights(0.0, 0.0)) == (0,)
+    assert guidance.branches(weights(1.0, 3.0)) == (1, 2)
+    assert guidance.branches(weights(3.0, 0.0)) == (0, 1)
+    assert guidance.branches(weights(3.0, 2.0)) == (0, 1, 2)
+    assert guidance.branches({"class": 4.0}) == (0, 1)
+    assert guidance.coefficients((0, 2), weights(2.0, 2.0)) == [-1.0, 2.0]
+    for pair in (weights(a, m) for a in (0.0, 1.5, 4.0) for m in (0.0, 2.5)):
+        assert sum(guidance.coefficients(guidance.branches(pair), pair)) == 1.0
+
+
+def test_weights_that_need_another_branch_are_refused():
+    assert guidance.coefficients((0, 2), weights(5.0, 5.0)) == [-4.0, 5.0]
+    with pytest.raises(ValueError, match=r"keep \[1\] channels, but only \[0, 2\]"):
+        guidance.coefficients((0, 2), weights(5.0, 2.0))
 
 
 def test_each_channel_has_its_own_strength():
     """With outputs linear in the kept channels, guidance scales each channel's contribution by its weight."""
-    terms = guidance.branches(3.0, 2.0)
-    anatomy, modality = guidance.keep_masks(terms, 5)
-    outputs = (10.0 + 1.0 * anatomy + 0.1 * modality)[:, None]
-    np.testing.assert_allclose(guidance.combine(outputs, terms), np.full((5, 1), 10 + 3.0 + 0.2), rtol=1e-6)
+    pair = weights(3.0, 2.0)
+    kept = guidance.branches(pair)
+    guided = guidance.Guidance(tuple(pair), kept, jnp.asarray(guidance.coefficients(kept, pair)))
+    keep = guidance.keep_masks(guided, 5)
+    outputs = (10.0 + 1.0 * keep["anatomy"] + 0.1 * keep["modality"])[:, None]
+    combined = guidance.combine(outputs, guided.coefficients)
+    np.testing.assert_allclose(combined, np.full((5, 1), 10 + 3.0 + 0.2), rtol=1e-6)

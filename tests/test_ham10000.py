@@ -17,8 +17,9 @@ from flax import traverse_util
 from safetensors.numpy import save_file
 
 from configs import ham10000
-from vgjax import optim, parallel, pipeline
+from vgjax import build, optim, parallel
 from vgjax.config import Config, ConfigError, from_config_dict
+from vgjax.context import Run
 from vgjax.models.autoencoder_kl import AutoencoderKL
 from vgjax.schema import Mesh as MeshConfig
 from vgjax.stages.denoiser import Denoising
@@ -37,17 +38,22 @@ def config() -> Config:
 @pytest.fixture(scope="module")
 def frozen(config):
     key = jax.random.key(0)
-    text = jax.eval_shape(lambda: pipeline.make_disentangler(config).init(key, jnp.zeros((1, 768)), False))
+    text = jax.eval_shape(lambda: build.disentangler(config).init(key, jnp.zeros((1, 768)), False))
     tokens = Tokens(tokens_BND=jnp.zeros((1, 2, 4096)), mask_BN=jnp.ones((1, 2)))
-    dit = jax.eval_shape(pipeline.make_dit(config).init, key, jnp.zeros((1, 64, 64, 4)), jnp.zeros(1), tokens)
+    dit = jax.eval_shape(build.dit(config).init, key, jnp.zeros((1, 64, 64, 4)), jnp.zeros(1), tokens)
     return {"disentangler": text, "basis": {}, "dit": dit["params"]}
 
 
+def stage_of(config: Config) -> Denoising:
+    """The stage's functions, without anything to train on."""
+    return Denoising(Run(config, pathlib.Path("nowhere"), parallel.make_mesh(config.mesh)))
+
+
 def state_shapes(config: Config, frozen):
-    functions, tx = Denoising(config), optim.optimizer(config.denoiser.train)
+    functions, tx = stage_of(config), optim.optimizer(config.denoiser.train)
 
     def born(frozen, key):
-        return create(functions.init(frozen, key), {}, tx, config.denoiser.train.ema_decay)
+        return create(functions.init_params(frozen, key), {}, tx, config.denoiser.train.ema_decay)
 
     return jax.eval_shape(born, frozen, jax.random.key(0))
 
@@ -77,7 +83,7 @@ def test_large_kernels_are_sharded_over_fsdp_and_tensor(config, frozen):
 
 def test_a_step_costs_what_its_matrices_say(config, frozen):
     """Forward, forward again (remat), and the gradient of activations: six operations a weight and token."""
-    functions = Denoising(config)
+    functions = stage_of(config)
     params = state_shapes(config, frozen).params
     batch = {
         "latents": jax.ShapeDtypeStruct((1, 1, 64, 64, 4), jnp.float16),

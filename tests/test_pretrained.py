@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import pathlib
 import subprocess
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from configs import phantom
 from tests.parity.random_weights import load_golden
-from vgjax import checkpoint, export, pipeline, weights
+from vgjax import build, checkpoint, export, parallel, pipeline, weights
 from vgjax import config as configs
 from vgjax import run as runs
 from vgjax.config import ConfigError
+from vgjax.context import Run
 from vgjax.data import records
+from vgjax.diffusion import guidance
 from vgjax.evaluation.metrics import fingerprint
-from vgjax.sample import Sampler
-from vgjax.stages import denoiser, latents
-from vgjax.types import Factors
+from vgjax.features import latents
+from vgjax.sample import Sampler, guidance_weights
+from vgjax.stages import denoiser
+from vgjax.types import Request
 
 STAGES = ("prior", "disentangler", "denoiser")
 
@@ -66,7 +71,7 @@ def trained(folder, tmp_path_factory):
     """Stages 1 and 2 from files of random weights, stage 3 trained."""
     config = configs.from_config_dict(small(folder))
     inputs = {"sdnet": (np.zeros((1, 32, 32, 3)),), "text_disentangler": (np.zeros((1, 1024)), False)}
-    modules = {"sdnet": pipeline.make_prior(config), "text_disentangler": pipeline.make_disentangler(config)}
+    modules = {"sdnet": build.prior(config), "text_disentangler": build.disentangler(config)}
     for kind, module in modules.items():
         tensors = weights.to_torch(kind, random_variables(module, *inputs[kind]))
         save_file(tensors, folder / f"{kind}.safetensors")
@@ -81,7 +86,7 @@ def trained(folder, tmp_path_factory):
 
 
 def test_latents_are_those_of_the_pictures(trained):
-    coder = pipeline.load_autoencoder(trained.config)
+    coder = build.autoencoder(trained.config)
     for split, count in (("train", 64), ("validation", 32)):
         rows = trained.rows(["images", "latents"], split)
         assert len(rows) == count
@@ -95,7 +100,7 @@ def test_only_adapter_and_fusion_module_are_trained(trained):
     assert set(exported["params"]) == {"hffm", "lora"}
     ups = [a for path, a in jax.tree.leaves_with_path(exported["params"]["lora"]) if "up" in str(path[-1])]
     assert all(np.abs(up).max() > 0 for up in ups)  # they start at zero
-    stage = denoiser.make(trained)
+    stage = denoiser.Denoising(trained)
     wanted = denoiser.load_transformer(trained.config)
     assert fingerprint(stage.frozen["dit"]) == fingerprint(wanted)
 
@@ -169,7 +174,7 @@ def test_given_files_must_fit(trained, folder, tmp_path, changes, match):
         ({"denoiser.weights": ""}, r"set both or neither"),
         ({"prior.weights": "a", "prior.variant": "default"}, r"use the variant :reference"),
         (
-            {"denoiser.hffm_weights": "a", "denoiser.lora.weights": "b", "denoiser.hffm_variant": "default"},
+            {"denoiser.hffm_weights": "a", "denoiser.lora.weights": "b", "denoiser.condition": "factors"},
             r"use the variant :reference",
         ),
         ({"denoiser.flip": True}, None),
@@ -197,7 +202,7 @@ def test_exported_folder_is_complete(trained):
 
 
 def test_what_diffusers_cannot_compute_is_not_exported():
-    with pytest.raises(ConfigError, match=r"denoiser\.hffm_variant.*:reference"):
+    with pytest.raises(ConfigError, match=r"denoiser\.condition.*:reference"):
         export.check(configs.from_config_dict(phantom.get_config()))
     c = phantom.get_config("reference+smoke")
     c.sample.guidance_anatomy = 2.0
@@ -223,9 +228,18 @@ def test_the_example_draws_what_we_draw(trained, folder, tmp_path, adapted):
     source = folder / "transformer" if adapted else out / "transformer"
     subprocess.run([python, "example.py", str(source.absolute())], cwd=out, check=True)
     given = load_file(out / "factors.safetensors")
-    factors = Factors(anatomy_BggK=given["anatomy"][:, None, None], modality_BZ=given["modality"])
-    noise = given["noise"].transpose(0, 2, 3, 1)
-    ours = pipeline.sample_latents(*denoiser.load_models(run), factors, noise, run.config)
+    model, c = denoiser.Trained(run), run.config
+    inputs = {name: given[name] for name in model.condition.channels}
+    kept = guidance.branches(guidance_weights(c, model.condition.channels))
+    coefficients = jnp.asarray(guidance.coefficients(kept, guidance_weights(c, model.condition.channels)))
+    ours = pipeline.sample_latents(
+        functools.partial(model.to_tokens, model.variables),
+        build.Model(model.dit, model.variables["dit"]),
+        inputs,
+        given["noise"].transpose(0, 2, 3, 1),
+        pipeline.Sampling(build.process(c), c.sample.solver, c.sample.steps),
+        guidance.Guidance(model.condition.channels, kept, coefficients),
+    )
     theirs = load_file(out / "latents.safetensors")["latents"].transpose(0, 2, 3, 1)
     scale = np.abs(theirs).max()
     print(f"largest latent {scale:.3g}, largest difference {np.abs(ours - theirs).max():.3g}")
@@ -237,14 +251,14 @@ def test_the_example_draws_what_we_draw(trained, folder, tmp_path, adapted):
 
 def test_both_views_are_encoded_and_drawn(folder):
     config = configs.from_config_dict(small(folder, **{"denoiser.flip": True}))
-    coder, rng = pipeline.load_autoencoder(config), np.random.default_rng(0)
+    coder, rng = build.autoencoder(config), np.random.default_rng(0)
     image = rng.integers(0, 256, (16, 32, 32, 3), np.uint8)
     both = jax.jit(lambda coder, x: latents.views(coder, x, config))(coder, image)
     assert both.shape == (16, 2, 8, 8, 4)
     mirrored = pipeline.to_unit_range(image[:, :, ::-1], config.data.intensity)
     np.testing.assert_allclose(both[:, 1], coder.encode(mirrored), atol=1e-5)
     assert np.abs(both[:, 1] - both[:, 0, :, ::-1]).max() > 1e-3  # not the mirrored latents
-    functions = denoiser.Denoising(config)
+    functions = denoiser.Denoising(Run(config, folder, parallel.make_mesh(config.mesh)))
     drawn = np.asarray(functions.latents({"latents": both}, jax.random.key(0)))
     second = np.array([np.array_equal(d, b) for d, b in zip(drawn, both[:, 1], strict=True)])
     first = np.array([np.array_equal(d, b) for d, b in zip(drawn, both[:, 0], strict=True)])
@@ -260,5 +274,5 @@ def test_mirroring_is_refused_where_captions_tell_the_sides_apart(folder, tmp_pa
 
 def test_pictures_are_drawn_through_the_autoencoder(trained):
     sampler = Sampler(trained)
-    pictures = sampler(sampler.factors(["a small lesion"] * 2), [0, 1])
+    pictures = sampler(sampler.inputs([Request(prompt="a small lesion")] * 2), [0, 1])
     assert pictures.shape == (2, 32, 32, 3) and pictures.dtype == np.uint8

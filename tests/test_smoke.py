@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from configs import phantom
-from vgjax import parallel, pipeline, train
+from vgjax import build, parallel, pipeline, train
 from vgjax import run as runs
+from vgjax.sample import Sampler
 from vgjax.schema import Mesh
 from vgjax.stages import denoiser
+from vgjax.types import Request
 
 
 def small(**changes):
@@ -104,11 +106,10 @@ def test_one_device_and_eight_agree(finished):
     """The denoiser stage's loss and gradients on a (2, 2, 2) mesh and on one device, from trained weights."""
     import jax
 
-    stage = denoiser.make(finished)
-    hffm, dit = denoiser.load_models(finished)
-    params = {"hffm": hffm.variables["params"], "dit": dit.variables["params"]}
+    stage = denoiser.Denoising(finished)
+    params = finished.variables("denoiser")["params"]
     source = stage.source("train")
-    rows = [stage.to_example(source[i]) for i in range(8)]
+    rows = [stage.example(source[i]) for i in range(8)]
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     total = lambda params, batch: stage.loss(params, {}, stage.frozen, batch, jax.random.key(0))[0]["denoise"].mean()
     wanted = jax.device_get(jax.jit(jax.value_and_grad(total))(params, batch))
@@ -122,12 +123,11 @@ def test_one_device_and_eight_agree(finished):
 def test_every_part_of_stage_three_gets_gradient(finished):
     import jax
 
-    stage = denoiser.make(finished)
-    hffm, dit = denoiser.load_models(finished)
+    stage = denoiser.Denoising(finished)
     source = stage.source("train")
-    rows = [stage.to_example(source[i]) for i in range(8)]
+    rows = [stage.example(source[i]) for i in range(8)]
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    params = {"hffm": hffm.variables["params"], "dit": dit.variables["params"]}
+    params = finished.variables("denoiser")["params"]
     # So few validation pictures confirm no direction of the anatomy; open them all.
     basis = jax.tree.map(lambda a: np.random.default_rng(0).normal(size=a.shape).astype(a.dtype), stage.frozen["basis"])
     frozen = {**stage.frozen, "basis": basis}
@@ -147,26 +147,34 @@ def test_contracts(finished):
     import chex
     import jax.numpy as jnp
 
-    from vgjax import checkpoint
-
     config = finished.config
-    prior = pipeline.Model(pipeline.make_prior(config), checkpoint.load_export(finished.export("prior")))
+    prior = build.Model(build.prior(config), finished.variables("prior"))
     image = jnp.zeros((3, 32, 32, 3))
     factors = pipeline.image_factors(prior, image)
     grid, k, z = config.prior.grid, config.prior.anatomy_factors + 1, config.prior.modality_factors
     chex.assert_shape(factors.anatomy_BggK, (3, grid, grid, k))
     chex.assert_shape(factors.modality_BZ, (3, z))
     chex.assert_shape(factors.pooled(), (3, k))
-    disentangler = pipeline.Model(
-        pipeline.make_disentangler(config), checkpoint.load_export(finished.export("disentangler"))
-    )
-    named = pipeline.text_factors(disentangler, jnp.ones((3, config.text_encoder.width)), grid)
-    chex.assert_trees_all_equal_shapes(named, factors)
-    hffm, _ = denoiser.load_models(finished)
-    tokens = pipeline.condition_tokens(hffm, named)
+    disentangler = build.Model(build.disentangler(config), finished.variables("disentangler"))
+    predicted = pipeline.text_factors(disentangler, jnp.ones((3, config.text_encoder.width)), grid)
+    chex.assert_trees_all_equal_shapes(predicted, factors)
+    trained = denoiser.Trained(finished)
+    inputs = trained.condition.from_requests(trained.variables["frozen"], [Request(prompt="a lesion")] * 3)
+    keep = dict.fromkeys(trained.condition.channels, jnp.ones(3, bool))
+    tokens = trained.to_tokens(trained.variables, inputs, keep)
     chex.assert_shape(tokens.tokens_BND, (3, 2, config.denoiser.token_width))
     with pytest.raises(AssertionError):
         pipeline.image_factors(prior, image[0])
+
+
+def test_another_guidance_weight_recompiles_nothing(finished):
+    drawer = Sampler(finished)
+    inputs = drawer.inputs([Request(prompt="a large lobed lesion")] * 2)
+    plain = drawer(inputs, [0, 1])
+    strong = drawer(inputs, [0, 1], {"anatomy": 6.0, "modality": 6.0})
+    assert (plain != strong).any() and drawer.compilations == 1
+    with pytest.raises(ValueError, match=r"keep \[1\] channels"):
+        drawer(inputs, [0, 1], {"anatomy": 3.0, "modality": 1.0})
 
 
 def test_per_image_scaling_fills_the_range():

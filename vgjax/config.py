@@ -30,13 +30,14 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "text_encoder.kind": ("hashing", "bert"),
     "prior.variant": ("default", "reference"),
     "disentangler.alignment": ("scaled", "cosine"),
-    "denoiser.hffm_variant": ("default", "reference"),
+    "denoiser.condition": ("factors", "published", "class_label"),
     "autoencoder.kind": ("pixel", "kl", "tiny"),
     "diffusion.objective": ("epsilon", "v", "flow"),
     "sample.solver": ("dpmpp_2m", "euler"),
     "evaluate.readout": ("phantom", "segmentor"),
     "evaluate.baseline": ("none", "shuffled_captions"),
     "train.optimizer": ("adamw", "muon"),
+    "train.keep": ("last", "best"),
     "train.schedule": ("cosine", "constant", "plateau"),
 }
 
@@ -163,7 +164,7 @@ def _validate_latents(config: Config) -> None:
     side = size // factor
     if side % patch:
         raise ConfigError(f"config key 'denoiser.patch' is {patch}: it must divide the latent size {side}")
-    if config.denoiser.hffm_variant == "default" and (side // patch) % grid:
+    if config.denoiser.condition == "factors" and (side // patch) % grid:
         raise ConfigError(
             f"config key 'prior.grid' is {grid}: it must divide the {side // patch} patches a side"
             " (latent size / denoiser.patch)"
@@ -230,10 +231,10 @@ def _validate_given(config: Config) -> None:
             f"config key 'prior.weights' is '{config.prior.weights}' with prior.variant '{config.prior.variant}': only"
             " the published SDNet can be taken from a file, so use the variant :reference"
         )
-    if hffm and config.denoiser.hffm_variant != "reference":
+    if hffm and config.denoiser.condition != "published":
         raise ConfigError(
-            f"config key 'denoiser.hffm_weights' is '{hffm}' with denoiser.hffm_variant"
-            f" '{config.denoiser.hffm_variant}': only the published fusion module can be taken from a file, so use the"
+            f"config key 'denoiser.hffm_weights' is '{hffm}' with denoiser.condition"
+            f" '{config.denoiser.condition}': only the published fusion module can be taken from a file, so use the"
             " variant :reference"
         )
 

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import save_file
 
-from vgjax import checkpoint, pipeline, weights
+from vgjax import build, weights
 from vgjax.config import Config, ConfigError
+from vgjax.context import Run
 from vgjax.models import lora
 from vgjax.sample import Sampler
-from vgjax.stages.stage import Run
+from vgjax.types import Request
 from vgjax.weights import adapters
 from vgjax.weights.diffusers import config_of
 
@@ -66,15 +67,15 @@ def export(run: Run, prompt: str = "") -> pathlib.Path:
     config, folder = run.config, run.workdir / "export"
     check(config)
     folder.mkdir(exist_ok=True)
-    variables = checkpoint.load_export(run.export("denoiser"))
+    variables = run.variables("denoiser")
     _save(folder / "hffm.safetensors", weights.to_torch("hffm", {"params": variables["params"]["hffm"]}))
-    text = checkpoint.load_export(run.export("disentangler"))
+    text = run.variables("disentangler")
     _save(folder / "text_disentangler.safetensors", weights.to_torch("text_disentangler", text))
     if config.prior.variant == "reference":
-        prior = checkpoint.load_export(run.export("prior"))
+        prior = run.variables("prior")
         prior.pop("factor_stats")  # ours, made anew from the data wherever the weights are used
         _save(folder / "sdnet.safetensors", weights.to_torch("sdnet", prior))
-    adapter = pipeline.make_adapter(config)
+    adapter = build.adapter(config)
     if adapter:
         save_adapter(folder / "lora", variables["params"]["lora"], adapter)
     else:
@@ -96,14 +97,14 @@ def save_transformer(folder: pathlib.Path, config: Config, params: Mapping[str, 
     folder.mkdir(exist_ok=True)
     tensors = weights.to_torch("pixart", {"params": params})
     _save(folder / "diffusion_pytorch_model.safetensors", tensors)
-    values = config_of(pipeline.make_dit(config), tensors, pipeline.latent_shape(config)[0])
+    values = config_of(build.dit(config), tensors, build.latent_shape(config)[0])
     (folder / "config.json").write_text(json.dumps(values, indent=1))
 
 
 def check(config: Config) -> None:
     """Raises ConfigError where the config asks for more than diffusers can compute."""
     wanted = {
-        "denoiser.hffm_variant": "reference",
+        "denoiser.condition": "published",
         "denoiser.refine": 0,
         "denoiser.mlp_ratio": 4.0,
         "diffusion.objective": "epsilon",
@@ -122,19 +123,18 @@ def check(config: Config) -> None:
 
 def _example_inputs(run: Run, prompt: str) -> dict[str, np.ndarray]:
     """Factors of texts and the noise to start from, as torch has them (channels first)."""
-    if prompt:
-        texts = [prompt]
-    else:
-        rows = run.rows(["images"], "test", ["caption"])
+    texts = [prompt]
+    if not prompt:
+        rows = run.rows(["images"], "test")
         texts = [rows[i]["caption"] for i in range(min(EXAMPLE_PROMPTS, len(rows)))]
-    factors = Sampler(run).factors(texts)
-    height, width, channels = pipeline.latent_shape(run.config)
+    inputs = Sampler(run).inputs([Request(prompt=text) for text in texts])
+    height, width, channels = build.latent_shape(run.config)
     noise = np.random.default_rng(run.config.seed).standard_normal((len(texts), channels, height, width))
-    inputs = {"anatomy": np.asarray(factors.pooled()), "modality": np.asarray(factors.modality_BZ), "noise": noise}
+    arrays: dict[str, np.ndarray] = {name: np.asarray(value) for name, value in inputs.items()} | {"noise": noise}
     if run.config.denoiser.tell_size:  # for both halves of the guided batch
         size = run.config.data.image_size
-        inputs |= {"resolution": np.full((2 * len(texts), 2), size), "aspect_ratio": np.ones((2 * len(texts), 1))}
-    return {name: value.astype(np.float32) for name, value in inputs.items()}
+        arrays |= {"resolution": np.full((2 * len(texts), 2), size), "aspect_ratio": np.ones((2 * len(texts), 1))}
+    return {name: value.astype(np.float32) for name, value in arrays.items()}
 
 
 def _example(config: Config, adapted: bool) -> str:

@@ -50,6 +50,16 @@ def dice(probability: chex.Array, mask: chex.Array, smooth: float = 0.1) -> chex
     return 1.0 - (2.0 * overlap + smooth) / (probability.sum() + mask.sum() + smooth)
 
 
+def dice_score(one: chex.Array, other: chex.Array) -> chex.Array:
+    """Dice coefficient of two masks, (B, H, W) bool x 2 -> (B,), from 0 to 1; two empty masks agree.
+
+    2 |a b| / (|a| + |b|) (Dice 1945).
+    """
+    chex.assert_equal_shape([one, other])
+    both, total = (one & other).sum((1, 2)), one.sum((1, 2)) + other.sum((1, 2))
+    return jnp.where(total > 0, 2.0 * both / jnp.maximum(total, 1), 1.0)
+
+
 def cosine_alignment(prediction_BD: chex.Array, target_BD: chex.Array, epsilon: float = 1e-8) -> chex.Array:
     """1 - cos of the angle between prediction and target: (B, D) x 2 -> (B,), from 0 (same direction) to 2.
 

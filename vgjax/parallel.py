@@ -86,7 +86,7 @@ def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec())
 
 
-def to_global(batch: dict[str, np.ndarray], mesh: jax.sharding.Mesh) -> dict[str, jax.Array]:
-    """This process's rows -> arrays split over the batch axes of the mesh."""
+def to_global(batch: Any, mesh: jax.sharding.Mesh) -> Any:
+    """This process's rows (a tree of numpy arrays) -> arrays split over the batch axes of the mesh."""
     place = NamedSharding(mesh, BATCH)
-    return {name: jax.make_array_from_process_local_data(place, rows) for name, rows in batch.items()}
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(place, rows), batch)

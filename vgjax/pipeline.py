@@ -1,15 +1,15 @@
 """READ THIS FIRST: the method in paper order, as pure functions that training, sampling and evaluation all call.
 
-    image ─ visual prior ─┐                       ┌─ sampler ─ image ─ evaluation
+    image ─ visual prior ─┐                       ┌─ sampler ─ image ─ draw → metrics → report
                           ├─ Factors ─ HFFM ─ DiT ┤
     text ─ encoder ─ disentangler ─┘              └─ training loss
 
-B batch, H W C image, g coarse grid, K anatomy factors, Z modality factors, D width, N tokens.
+B batch, H W C image, g coarse grid, K anatomy factors, Z modality factors, F features of a channel, M components,
+D width, N tokens.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,157 +17,22 @@ import chex
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from vgjax.config import Config, ConfigError
+from vgjax import losses
+from vgjax.build import Model
 from vgjax.diffusion import guidance
 from vgjax.diffusion.process import Process
 from vgjax.diffusion.samplers import SOLVERS
-from vgjax.models.appearance import STATISTICS
-from vgjax.models.autoencoder import Autoencoder, KLAutoencoder, PixelAutoencoder, TinyAutoencoder
-from vgjax.models.disentangler import TextDisentangler
-from vgjax.models.dit import DiT
-from vgjax.models.hffm import FactorFusion, ReferenceFusion
-from vgjax.models.lora import Adapter
-from vgjax.models.prior import VisualPrior
-from vgjax.models.sdnet import PriorOutput, SDNet
-from vgjax.schema import Autoencoder as AutoencoderConfig
-from vgjax.types import Factors, Tokens
-from vgjax.weights import autoencoders, from_torch
+from vgjax.models import appearance
+from vgjax.models.autoencoder import Autoencoder
+from vgjax.models.sdnet import PriorOutput
+from vgjax.types import Factors, Inputs, Keep, Tokens
 
-
-class Model(NamedTuple):
-    """A network and its variables, as every function below takes it."""
-
-    module: nn.Module
-    variables: Any
-
-    def __call__(self, *inputs: Any, **options: Any) -> Any:
-        """The module applied to the variables."""
-        return self.module.apply(self.variables, *inputs, **options)
-
-
-# ---------------------------------------------------------------- the networks, sized by the config
-
-
-def make_prior(config: Config) -> VisualPrior | SDNet:
-    """Stage 1's network."""
-    c = config.prior
-    if c.variant == "reference":
-        return SDNet(
-            anatomy_factors=c.anatomy_factors,
-            modality_factors=c.modality_factors,
-            unet_widths=c.widths,
-            modality_widths=c.modality_widths,
-            segmentor_features=c.segmentor_width,
-            decoder_widths=c.decoder_widths,
-        )
-    return VisualPrior(
-        widths=c.widths,
-        modality_widths=c.modality_widths,
-        segmentor_width=c.segmentor_width,
-        decoder_widths=c.decoder_widths,
-        anatomy_factors=c.anatomy_factors,
-        modality_factors=c.modality_factors,
-        appearance=STATISTICS,
-    )
-
-
-def anatomy_channels(config: Config) -> int:
-    """How many maps leave stage 1 as anatomy: K, and in the default the lesion's."""
-    return config.prior.anatomy_factors + (config.prior.variant == "default")
-
-
-def make_disentangler(config: Config) -> TextDisentangler:
-    """Stage 2's network; its anatomy head predicts the whole coarse grid."""
-    c = config.prior
-    return TextDisentangler(
-        anatomy_dim=c.grid * c.grid * anatomy_channels(config),
-        modality_dim=c.modality_factors,
-        hidden_dim=config.disentangler.hidden,
-        dropout_rate=config.disentangler.dropout,
-        word_dropout_rate=config.disentangler.word_dropout,
-    )
-
-
-def make_hffm(config: Config) -> FactorFusion | ReferenceFusion:
-    """The fusion module of stage 3."""
-    c = config.denoiser
-    if c.hffm_variant == "reference":
-        return ReferenceFusion(hidden=c.hffm_hidden, token_width=c.token_width)
-    return FactorFusion(hidden=c.hffm_hidden, token_width=c.token_width, width=c.width, components=c.components)
-
-
-def make_dit(config: Config) -> DiT:
-    """The denoising network of stage 3."""
-    c, autoencoder = config.denoiser, config.autoencoder
-    return DiT(
-        width=c.width,
-        depth=c.depth,
-        heads=c.heads,
-        patch=c.patch,
-        mlp_ratio=c.mlp_ratio,
-        base_cells=c.position_cells,
-        interpolation=c.position_interpolation,
-        pixels_per_latent=autoencoder.factor if c.tell_size else 0,
-        refine=c.refine,
-        remat=c.remat,
-        # Unrolled, small stacks run half as long again as fast on CPU; deep ones would compile for minutes.
-        unroll=c.depth if c.depth <= 6 else 1,
-        out_channels=autoencoder.channels * (1 + c.learn_sigma),
-    )
-
-
-def make_adapter(config: Config) -> Adapter | None:
-    """The low-rank adapter that is trained in the place of the transformer, where the config asks for one."""
-    c = config.denoiser.lora
-    return Adapter(c.rank, c.alpha, c.targets, c.rank_stabilised) if c.rank else None
-
-
-def load_autoencoder(config: Config) -> Autoencoder:
-    """The autoencoder that the config names; its weights are read once a process.
-
-    Raises:
-      ConfigError: the weights cannot be used, or their latents are not what the config says.
-    """
-    c, autoencoder = config.autoencoder, _load_autoencoder(config.autoencoder)
-    if (c.channels, c.factor) != (autoencoder.channels, autoencoder.factor):
-        raise ConfigError(
-            f"config keys 'autoencoder.channels' and 'autoencoder.factor' are {c.channels} and {c.factor}, but the"
-            f" weights '{c.path}' have {autoencoder.channels} and {autoencoder.factor}: set them so"
-        )
-    return autoencoder
-
-
-@functools.lru_cache(maxsize=2)
-def _load_autoencoder(config: AutoencoderConfig) -> Autoencoder:
-    if config.kind == "pixel":
-        return PixelAutoencoder()
-    kinds: dict[str, tuple[Callable[..., Any], Callable[..., Autoencoder]]] = {
-        "kl": (autoencoders.load_kl, KLAutoencoder),
-        "tiny": (autoencoders.load_tiny, TinyAutoencoder),
-    }
-    load, wrapper = kinds[config.kind]
-    tensors, values = load(config.path)
-    module, variables = from_torch(f"autoencoder_{config.kind}", tensors, values, where=config.path)
-    if module.image_channels != 3:
-        raise ConfigError(
-            f"config key 'autoencoder.path' names '{config.path}', made for {module.image_channels} colour channels:"
-            " name one made for 3"
-        )
-    return wrapper(module, variables)
-
-
-def make_process(config: Config) -> Process:
-    """The diffusion process that training and samplers share."""
-    c = config.diffusion
-    return Process(c.objective, c.timesteps, c.beta_start, c.beta_end)
-
-
-def latent_shape(config: Config) -> tuple[int, int, int]:
-    """Height, width and channels of what the transformer works on."""
-    side = config.data.image_size // config.autoencoder.factor
-    return side, side, config.autoencoder.channels
-
+# A feature of the factors (a grid cell of a map, say) joins in if text predicts it on validation pictures at all.
+FEATURE_SIGMAS = 2.0
+# A direction passes only if text predicts it on validation pictures: correlation above this many standard errors.
+GATE_SIGMAS = 3.0
 
 # ---------------------------------------------------------------- pixels
 
@@ -186,20 +51,16 @@ def to_unit_range(image_BHWC: jax.Array, intensity: str) -> jax.Array:
     return 2.0 * (x - low) / jnp.maximum(high - low, 1.0) - 1.0
 
 
-def prior_size(config: Config) -> int:
-    """Pixels a side at which stage 1 looks at pictures."""
-    return config.prior.image_size or config.data.image_size
+def resized(x_BHWC: jax.Array, size: int) -> jax.Array:
+    """Pictures at size x size pixels."""
+    if x_BHWC.shape[1] == size:
+        return x_BHWC
+    return jax.image.resize(x_BHWC, (len(x_BHWC), size, size, x_BHWC.shape[-1]), "linear")
 
 
-def prior_input(image_BHWC: jax.Array, config: Config) -> jax.Array:
-    """uint8 pictures -> what stage 1 sees: its size, [-1, 1]."""
-    x, size = to_unit_range(image_BHWC, config.data.intensity), prior_size(config)
-    return x if x.shape[1] == size else jax.image.resize(x, (len(x), size, size, x.shape[-1]), "linear")
-
-
-def prior_mask(mask_BHW: jax.Array, config: Config) -> jax.Array:
-    """Lesion masks, 0 or 1, at stage 1's size: a pixel is lesion where half of what it covers is."""
-    x, size = mask_BHW.astype(jnp.float32), prior_size(config)
+def resized_mask(mask_BHW: jax.Array, size: int) -> jax.Array:
+    """Lesion masks, 0 or 1, at size x size pixels: a pixel is lesion where half of what it covers is."""
+    x = mask_BHW.astype(jnp.float32)
     if x.shape[1] == size:
         return x
     return (jax.image.resize(x, (len(x), size, size), "linear") > 0.5).astype(jnp.float32)
@@ -208,10 +69,36 @@ def prior_mask(mask_BHW: jax.Array, config: Config) -> jax.Array:
 # ---------------------------------------------------------------- stage 1: picture -> factors
 
 
+def restyle(key: jax.Array, image_BHWC: jax.Array) -> jax.Array:
+    """Pictures in another imaging style: random gain and offset a channel, blur and grain; geometry is untouched."""
+    keys = jax.random.split(key, 5)
+    batch = len(image_BHWC)
+    draw = lambda k, shape, low, high: jax.random.uniform(k, (batch, *shape), minval=low, maxval=high)
+    x = image_BHWC * draw(keys[0], (1, 1, 3), 0.6, 1.4) + draw(keys[1], (1, 1, 3), -0.3, 0.3)
+    share = draw(keys[2], (1, 1, 1), 0.0, 1.0)
+    x = share * x + (1 - share) * appearance.blur(x)
+    grain = draw(keys[3], (1, 1, 1), 0.0, 0.2) * jax.random.normal(keys[4], (*x.shape[:3], 1))
+    return x + grain
+
+
+def prior_losses(
+    module: nn.Module, variables: Any, image_BHWC: jax.Array, lesion_BHW: jax.Array, key: jax.Array
+) -> tuple[PriorOutput, dict[str, jax.Array], Any]:
+    """The training pass of the visual prior.
+
+    Returns:
+      Its output; the unweighted terms of the loss, all but the perceptual one; and moved running statistics.
+    """
+    (output, extra), moved = module.apply(
+        variables, image_BHWC, lesion_BHW, key, restyle, method="noisy_pass", mutable=["batch_stats"]
+    )
+    return output, losses.prior_terms(output, image_BHWC, lesion_BHW) | extra, moved
+
+
 def encode(prior: Model, image_BHWC: jax.Array) -> PriorOutput:
     """Everything the visual prior says of pictures in [-1, 1], without noise: the same on every call."""
     variables = {name: v for name, v in prior.variables.items() if name != "factor_stats"}
-    return Model(prior.module, variables)(image_BHWC)
+    return Model(prior.module, variables, prior.compute)(image_BHWC)
 
 
 def raw_factors(output: PriorOutput, grid: int) -> Factors:
@@ -221,8 +108,22 @@ def raw_factors(output: PriorOutput, grid: int) -> Factors:
     return Factors(anatomy_BggK=cells.mean(axis=(2, 4)), modality_BZ=output.mu_BZ)
 
 
+def factor_statistics(anatomy: np.ndarray, modality: np.ndarray) -> dict[str, np.ndarray]:
+    """Mean of each grid cell and scale of each anatomy factor; mean and scale of each modality factor.
+
+    Args:
+      anatomy: (n, g, g, K) area fractions of the training pictures.
+      modality: (n, Z).
+    """
+    mean, mean_m = anatomy.mean(0), modality.mean(0)
+    scale, scale_m = np.sqrt(np.square(anatomy - mean).mean((0, 1, 2))), modality.std(0)
+    # A factor that no picture uses has no scale; dividing by a floor keeps it at zero.
+    stats = dict(anatomy_mean=mean, anatomy_scale=scale, modality_mean=mean_m, modality_scale=scale_m)
+    return {k: (np.maximum(v, 1e-3) if k.endswith("scale") else v).astype(np.float32) for k, v in stats.items()}
+
+
 def standardise(factors: Factors, stats: Mapping[str, Any]) -> Factors:
-    """Brings factors to the dataset's zero mean and unit scale (stats of ones and zeros leave them as they are)."""
+    """Brings factors to the dataset's zero mean and unit scale."""
     anatomy = (factors.anatomy_BggK - stats["anatomy_mean"][None]) / stats["anatomy_scale"][None, None, None]
     modality = (factors.modality_BZ - stats["modality_mean"][None]) / stats["modality_scale"][None]
     return Factors(anatomy_BggK=anatomy, modality_BZ=modality)
@@ -250,24 +151,48 @@ def text_factors(disentangler: Model, text_BD: jax.Array, grid: int) -> Factors:
     return factors
 
 
-# ---------------------------------------------------------------- stage 3: factors -> condition -> picture
+# ---------------------------------------------------------------- between stages 2 and 3: whitening
 
 
-def condition_tokens(
-    hffm: Model, factors: Factors, keep: tuple[jax.Array, jax.Array] | None = None, noise_key=None, noise: float = 0.0
-) -> Tokens:
-    """What the transformer is told.
+def whitening(
+    train_NF: np.ndarray, validation_NF: np.ndarray, truth_NF: np.ndarray, components: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Principal directions of what text predicts, at unit variance; directions that chance could explain are zeroed.
 
     Args:
-      keep: (anatomy, modality) masks (B,) bool; False replaces that channel by its null. None keeps both.
-      noise_key, noise: training only: standard deviation added to the components.
+      train_NF: predictions from training captions.
+      validation_NF: predictions from validation captions.
+      truth_NF: the validation pictures' factors.
+      components: how many directions to keep (M).
+
+    Returns:
+      mean (F,), whiten (F, M), back (M, F): parts = (x - mean) @ whiten, x ~ mean + parts @ back.
     """
-    batch = len(factors.modality_BZ)
-    keep = keep or (jnp.ones(batch, bool),) * 2
-    tokens = hffm(factors, keep, noise_key, noise)
-    chex.assert_shape(tokens.tokens_BND, (batch, 2, None))
-    chex.assert_shape(tokens.mask_BN, (batch, 2))
-    return tokens
+    mean = train_NF.mean(0)
+    # Features whose validation correlation is below 2/sqrt(n) are zeroed: their predictions are overfit and would
+    # dominate the PCA.
+    predictable = _correlation(validation_NF, truth_NF) > FEATURE_SIGMAS / np.sqrt(len(truth_NF))
+    variances, directions = np.linalg.eigh(np.cov((train_NF - mean) * predictable, rowvar=False))
+    order = np.argsort(variances)[::-1][:components]
+    variances, directions = variances[order], directions[:, order]
+    signs = np.sign(directions[np.abs(directions).argmax(0), np.arange(directions.shape[1])])
+    directions = directions * signs  # eigenvectors are defined up to sign; fix it, so that reruns agree
+    predicted, measured = (validation_NF - mean) @ directions, (truth_NF - mean) @ directions
+    is_open = (_correlation(predicted, measured) > GATE_SIGMAS / np.sqrt(len(predicted))) & (variances > 1e-8)
+    scale = np.sqrt(np.maximum(variances, 1e-12))
+    whiten, back = directions / scale * is_open, (directions * scale * is_open).T
+    pad = components - whiten.shape[1]
+    whiten, back = np.pad(whiten, ((0, 0), (0, pad))), np.pad(back, ((0, pad), (0, 0)))
+    return mean.astype(np.float32), whiten.astype(np.float32), back.astype(np.float32)
+
+
+def _correlation(a_NF: np.ndarray, b_NF: np.ndarray) -> np.ndarray:
+    """Pearson correlation of each column, (F,)."""
+    a, b = a_NF - a_NF.mean(0), b_NF - b_NF.mean(0)
+    return (a * b).mean(0) / np.maximum(a.std(0) * b.std(0), 1e-12)
+
+
+# ---------------------------------------------------------------- stage 3: condition -> picture
 
 
 def denoise(dit: Model, process: Process, x_t: jax.Array, t_B: jax.Array, tokens: Tokens) -> jax.Array:
@@ -276,31 +201,64 @@ def denoise(dit: Model, process: Process, x_t: jax.Array, t_B: jax.Array, tokens
     return output[..., : x_t.shape[-1]]  # a variance, where the network predicts one, is not used
 
 
+def diffusion_errors(
+    dit: Model, process: Process, x_0: jax.Array, tokens: Tokens, time_key: jax.Array, noise_key: jax.Array
+) -> jax.Array:
+    """Squared error of the network's output at random times, (B,).
+
+    Args:
+      x_0: clean latents, (B, h, w, c).
+    """
+    t, noise = process.draw_time(time_key, len(x_0)), jax.random.normal(noise_key, x_0.shape)
+    x_t = process.add_noise(x_0, noise, t)
+    return losses.mse(denoise(dit, process, x_t, t, tokens), process.target(x_0, noise, t))
+
+
+class Sampling(NamedTuple):
+    """How the sampler integrates: the process, the name of a solver in `SOLVERS`, and its steps."""
+
+    process: Process
+    solver: str
+    steps: int
+
+
 def generate(
-    hffm: Model,
+    to_tokens: Callable[[Inputs, Keep], Tokens],
     dit: Model,
     autoencoder: Autoencoder,
-    factors: Factors,
+    inputs: Inputs,
     noise_BHWC: jax.Array,
-    config: Config,
+    sampling: Sampling,
+    guided: guidance.Guidance,
 ) -> jax.Array:
-    """Pictures (B, H, W, 3) in [-1, 1] that follow the factors, by guided sampling from `noise_BHWC`."""
-    latents = sample_latents(hffm, dit, factors, noise_BHWC, config)
+    """Pictures (B, H, W, 3) in [-1, 1] that follow a condition, by guided sampling from `noise_BHWC`.
+
+    Args:
+      to_tokens: a condition's inputs, and for each channel which examples keep theirs, to what the transformer reads.
+      inputs: by channel, with a leading batch axis.
+      guided: the branches to evaluate and the (traced) coefficient of each.
+    """
+    latents = sample_latents(to_tokens, dit, inputs, noise_BHWC, sampling, guided)
     image = jnp.clip(autoencoder.decode(latents), -1.0, 1.0)
     chex.assert_shape(image, (len(noise_BHWC), None, None, 3))
     return image
 
 
-def sample_latents(hffm: Model, dit: Model, factors: Factors, noise_BHWC: jax.Array, config: Config) -> jax.Array:
-    """Latents, shaped as the noise, that follow the factors."""
-    process, settings = make_process(config), config.sample
-    terms = guidance.branches(settings.guidance_anatomy, settings.guidance_modality)
-    count, batch = len(terms), len(noise_BHWC)
-    repeated = jax.tree.map(lambda a: jnp.concatenate([a] * count), factors)
-    tokens = condition_tokens(hffm, repeated, guidance.keep_masks(terms, batch))
+def sample_latents(
+    to_tokens: Callable[[Inputs, Keep], Tokens],
+    dit: Model,
+    inputs: Inputs,
+    noise_BHWC: jax.Array,
+    sampling: Sampling,
+    guided: guidance.Guidance,
+) -> jax.Array:
+    """Latents, shaped as the noise; the arguments are those of `generate`."""
+    count, process = len(guided.kept), sampling.process
+    repeated = jax.tree.map(lambda a: jnp.concatenate([a] * count), inputs)
+    tokens = to_tokens(repeated, guidance.keep_masks(guided, len(noise_BHWC)))
 
-    def guided(x_t: jax.Array, t_B: jax.Array) -> jax.Array:
-        outputs = denoise(dit, process, jnp.concatenate([x_t] * count), jnp.concatenate([t_B] * count), tokens)
-        return guidance.combine(outputs, terms)
+    def outputs(x_t: jax.Array, t_B: jax.Array) -> jax.Array:
+        branches = denoise(dit, process, jnp.concatenate([x_t] * count), jnp.concatenate([t_B] * count), tokens)
+        return guidance.combine(branches, guided.coefficients)
 
-    return SOLVERS[settings.solver](process, guided, noise_BHWC, settings.steps)
+    return SOLVERS[sampling.solver](process, outputs, noise_BHWC, sampling.steps)

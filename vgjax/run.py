@@ -13,14 +13,14 @@ import ml_collections
 from vgjax import config as configs
 from vgjax import export, parallel, sample
 from vgjax.config import Config, ConfigError
+from vgjax.context import Run
 from vgjax.data.prepare import pictures as preparation
 from vgjax.data.records import write_json
 from vgjax.evaluation import evaluate as evaluation
-from vgjax.stages import denoiser, disentangler, latents, prior
-from vgjax.stages.stage import Run
-from vgjax.train import check_batches, finished, train
+from vgjax.features import latents
+from vgjax.stages import plan
+from vgjax.train import finished, train
 
-STAGES = {"prior": prior, "disentangler": disentangler, "denoiser": denoiser}
 # Groups that may differ between two runs on one workdir: they decide how a model is used, not what it becomes.
 FREE_GROUPS = ("sample", "evaluate", "mesh")
 
@@ -83,9 +83,9 @@ def train_stages(run: Run, prompt: str = "") -> None:
     """Prepares, then trains what is not trained yet."""
     check_weights(run)
     prepare(run)
-    for name, stage in STAGES.items():
-        if finished(run, name):
-            logging.info("stage %s: finished before, skipped", name)
+    for stage in plan(run.config):
+        if finished(run, stage.name):
+            logging.info("stage %s: finished before, skipped", stage.name)
         else:  # made only now: it reads what the stage before it wrote
             train(run, stage.make(run))
 
@@ -96,10 +96,16 @@ def check_weights(run: Run) -> None:
     Raises:
       ConfigError: a file cannot be read, or does not fit the config.
     """
-    checks = {"prior": prior.load_pretrained, "disentangler": disentangler.load_pretrained, "denoiser": denoiser.check}
-    for name, check in checks.items():
-        if not finished(run, name):
-            check(run.config)
+    for stage in plan(run.config):
+        if not finished(run, stage.name):
+            stage.check(run.config)
+
+
+def check_batches(run: Run) -> None:
+    """Raises ConfigError unless every batch size divides over the mesh; called before any long work."""
+    sizes = {f"{s.name}.train.batch_size": getattr(run.config, s.name).train.batch_size for s in plan(run.config)}
+    for key, size in {**sizes, "sample.batch_size": run.config.sample.batch_size}.items():
+        parallel.check_batch(run.mesh, key, size)
 
 
 def evaluate(run: Run, prompt: str = "") -> None:

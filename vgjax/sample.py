@@ -2,71 +2,89 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from vgjax import checkpoint, parallel, pipeline
-from vgjax.stages import denoiser
-from vgjax.stages.stage import Run
-from vgjax.text import load_text_encoder
-from vgjax.types import Factors
+from vgjax import build, parallel, pipeline
+from vgjax.config import Config
+from vgjax.context import Run
+from vgjax.diffusion import guidance
+from vgjax.stages.denoiser import Trained
+from vgjax.types import Inputs, Request
 
 
 class Sampler:
-    """A trained run, ready to draw: `sampler(texts, seeds) -> uint8 pictures`."""
+    """A trained run, ready to draw: `sampler(sampler.inputs(requests), seeds) -> uint8 pictures`.
+
+    Attributes:
+      compilations: how many programs have been compiled for drawing.
+    """
 
     def __init__(self, run: Run):
         config = run.config
-        self._run = run
-        self._encode = load_text_encoder(config.text_encoder)
-        self._disentangler = pipeline.Model(
-            pipeline.make_disentangler(config), checkpoint.load_export(run.export("disentangler"))
-        )
-        hffm, dit = denoiser.load_models(run)
-        autoencoder = pipeline.load_autoencoder(config)
-        shape = pipeline.latent_shape(config)
+        self._run, self.compilations = run, 0
+        self._trained = Trained(run)
+        self._weights = guidance_weights(config, self._trained.condition.channels)
+        self._kept = guidance.branches(self._weights)
+        autoencoder, shape = build.autoencoder(config), build.latent_shape(config)
+        sampling = pipeline.Sampling(build.process(config), config.sample.solver, config.sample.steps)
 
-        def draw(variables, factors: Factors, seeds_B: jax.Array) -> jax.Array:
+        def draw(variables, autoencoder, inputs: Inputs, seeds_B: jax.Array, coefficients: jax.Array) -> jax.Array:
+            self.compilations += 1  # runs while tracing, so once a compiled program
             noise = jax.vmap(lambda seed: jax.random.normal(jax.random.key(seed), shape))(seeds_B)
-            models = (pipeline.Model(hffm.module, variables[0]), pipeline.Model(dit.module, variables[1]))
-            image = pipeline.generate(*models, variables[2], factors, noise, config)
+            guided = guidance.Guidance(self._trained.condition.channels, self._kept, coefficients)
+            to_tokens = functools.partial(self._trained.to_tokens, variables)
+            dit = build.Model(self._trained.dit, variables["dit"])
+            image = pipeline.generate(to_tokens, dit, autoencoder, inputs, noise, sampling, guided)
             return jnp.round((image + 1.0) * 127.5).astype(jnp.uint8)
 
-        self._variables = jax.device_put((hffm.variables, dit.variables, autoencoder), parallel.replicated(run.mesh))
+        self._variables = jax.device_put((self._trained.variables, autoencoder), parallel.replicated(run.mesh))
         self._draw = jax.jit(draw)
 
-    def factors(self, texts: Sequence[str]) -> Factors:
-        """The factors that texts imply, (B, g, g, K) and (B, Z)."""
-        embedding = jnp.asarray(self._encode(list(texts)), jnp.float32)
-        return pipeline.text_factors(self._disentangler, embedding, self._run.config.prior.grid)
+    @property
+    def channels(self) -> tuple[str, ...]:
+        """Of the condition."""
+        return self._trained.condition.channels
 
-    def __call__(self, factors: Factors, seeds: Sequence[int]) -> np.ndarray:
-        """Pictures (B, H, W, 3) uint8; the picture of a seed does not depend on the others in the batch."""
+    def inputs(self, requests: Sequence[Request]) -> Inputs:
+        """What requests imply, by channel, with a leading batch axis."""
+        return self._trained.condition.from_requests(self._trained.variables["frozen"], requests)
+
+    def __call__(self, inputs: Inputs, seeds: Sequence[int], weights: Mapping[str, float] | None = None) -> np.ndarray:
+        """Pictures (B, H, W, 3) uint8; the picture of a seed does not depend on the others in the batch.
+
+        Args:
+          weights: guidance weight of each channel in the place of the config's; another value recompiles nothing.
+
+        Raises:
+          ValueError: the weights need a branch that the config's weights do not.
+        """
         size, count = self._run.config.sample.batch_size, len(seeds)
+        coefficients = jnp.asarray(guidance.coefficients(self._kept, weights or self._weights), jnp.float32)
         padded = -(-count // size) * size
         rows = np.minimum(np.arange(padded), count - 1)
+        columns = jax.tree.map(np.asarray, {"inputs": inputs, "seeds": np.asarray(seeds, np.uint32)})
         pictures = []
         with jax.set_mesh(self._run.mesh):
             for start in range(0, padded, size):
-                take = rows[start : start + size]
-                batch = parallel.to_global(
-                    {
-                        "anatomy": np.asarray(factors.anatomy_BggK)[take],
-                        "modality": np.asarray(factors.modality_BZ)[take],
-                        "seeds": np.asarray(seeds, np.uint32)[take],
-                    },
-                    self._run.mesh,
-                )
-                given = Factors(anatomy_BggK=batch["anatomy"], modality_BZ=batch["modality"])
-                pictures.append(np.asarray(self._draw(self._variables, given, batch["seeds"])))
+                taken = jax.tree.map(lambda a, at=rows[start : start + size]: a[at], columns)
+                batch = parallel.to_global(taken, self._run.mesh)
+                drawn = self._draw(*self._variables, batch["inputs"], batch["seeds"], coefficients)
+                pictures.append(np.asarray(drawn))
         return np.concatenate(pictures)[:count]
+
+
+def guidance_weights(config: Config, channels: Sequence[str]) -> dict[str, float]:
+    """The weight of each channel, in the condition's order."""
+    return {name: getattr(config.sample, f"guidance_{name}") for name in channels}
 
 
 def sample_prompt(run: Run, prompt: str) -> list[pathlib.Path]:
@@ -78,9 +96,7 @@ def sample_prompt(run: Run, prompt: str) -> list[pathlib.Path]:
     config = run.config
     sampler = Sampler(run)
     seeds = [config.seed + i for i in range(config.sample.count)]
-    factors = sampler.factors([prompt])
-    repeated = jax.tree.map(lambda a: jnp.repeat(a, len(seeds), axis=0), factors)
-    pictures = sampler(repeated, seeds)
+    pictures = sampler(sampler.inputs([Request(prompt=prompt)] * len(seeds)), seeds)
     name = hashlib.sha256(prompt.encode()).hexdigest()[:12]
     folder = run.workdir / "samples"
     folder.mkdir(exist_ok=True)

@@ -60,6 +60,7 @@ class Training:
     clip_part: str
     ema_decay: float
     checkpoint_every_steps: int
+    keep: str
     log_every_steps: int
 
 
@@ -74,6 +75,7 @@ class Prior:
     anatomy_factors: int
     modality_factors: int
     grid: int
+    standardise: bool
     weight_l1: float
     weight_kl: float
     weight_dice: float
@@ -111,7 +113,7 @@ class Lora:
 
 @dataclasses.dataclass(frozen=True)
 class Denoiser:
-    hffm_variant: str
+    condition: str
     hffm_hidden: int
     hffm_weights: str
     token_width: int

@@ -16,10 +16,11 @@ from tqdm import tqdm
 
 from vgjax import checkpoint, optim, parallel
 from vgjax.checkpoint import Checkpoints
+from vgjax.context import Run
 from vgjax.data.records import write_json
 from vgjax.data.stream import ordered_batches, training_batches
 from vgjax.evaluation.metrics import fingerprint, peak_rss_mb
-from vgjax.stages.stage import Run, Stage, Terms
+from vgjax.stages.base import Stage, Terms
 from vgjax.state import TrainState, after_validation, apply_gradients, create, final_params
 
 # What stages were called when their initial parameters were first drawn.
@@ -59,8 +60,8 @@ def train(run: Run, stage: Stage) -> Any:
     Raises:
       FloatingPointError: the loss is not finite.
     """
-    if stage.pretrained:
-        return _export(run, stage, *stage.pretrained, step=0, wall_s=0.0)
+    if pretrained := stage.pretrained():
+        return _export(run, stage, *pretrained, step=0, wall_s=0.0)
     folder, c, seed = run.workdir / "stages" / stage.name, stage.training, run.config.seed
     started = time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
@@ -75,7 +76,7 @@ def train(run: Run, stage: Stage) -> Any:
     frozen = jax.device_put(stage.frozen, parallel.shardings(stage.frozen, run.mesh))
 
     # ---- data and step
-    data = training_batches(stage.source("train"), stage.to_example, c.batch_size, seed)
+    data = training_batches(stage.source("train"), stage.example, c.batch_size, seed)
     step_fn = jax.jit(functools.partial(train_step, stage, tx, seed), donate_argnums=0, out_shardings=(places, None))
     validate = Validation(run, stage)
 
@@ -103,7 +104,7 @@ def train(run: Run, stage: Stage) -> Any:
                 log.validation(step, scores)
                 saved.save(step, state, data.get_state(), scores["score"])
         # ---- export
-        best = (saved.best() or step) if stage.keep_best else step
+        best = (saved.best() or step) if c.keep == "best" else step
         if best != step:
             state, _ = saved.restore(best, placed)
     data.close()
@@ -131,7 +132,7 @@ class Validation:
     def __call__(self, state: TrainState, frozen: Any) -> dict[str, float]:
         stage, count = self._stage, 0
         totals: dict[str, float] = {}
-        for rows, valid in ordered_batches(stage.source("validation"), stage.to_example, stage.training.batch_size):
+        for rows, valid in ordered_batches(stage.source("validation"), stage.example, stage.training.batch_size):
             values = self._step(
                 final_params(state), state.model_state, frozen, parallel.to_global(rows, self._run.mesh)
             )
@@ -206,11 +207,3 @@ def read_log(path: pathlib.Path) -> list[dict[str, Any]]:
         except json.JSONDecodeError:
             break
     return rows
-
-
-def check_batches(run: Run) -> None:
-    """Raises ConfigError unless every batch size divides over the mesh; called before any long work."""
-    c = run.config
-    sizes = {f"{n}.train.batch_size": getattr(c, n).train.batch_size for n in ("prior", "disentangler", "denoiser")}
-    for key, size in {**sizes, "sample.batch_size": c.sample.batch_size}.items():
-        parallel.check_batch(run.mesh, key, size)

@@ -7,12 +7,19 @@ D width, N tokens.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import flax.struct
+import jax
 import numpy as np
 
 SPLITS = ("train", "validation", "test")
+
+# What a condition makes of a batch: by channel, arrays with a leading batch axis.
+Inputs = dict[str, Any]
+# Channel -> (B,) bool, False where its null takes the place of the input.
+Keep = Mapping[str, jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,3 +79,16 @@ class Tokens:
     mask_BN: Any
     spatial_BggD: Any = None
     style_BD: Any = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """What a picture to be drawn is asked to show.
+
+    Attributes:
+      prompt: text; "" where nothing is asked in words.
+      label: class name, for conditions that take one.
+    """
+
+    prompt: str = ""
+    label: str = ""

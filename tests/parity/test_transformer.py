@@ -11,14 +11,15 @@ from flax import traverse_util
 
 from configs import base
 from tests.parity.random_weights import load_golden, random_tensors
-from vgjax import losses, optim, pipeline, weights
+from vgjax import build, losses, optim, pipeline, weights
 from vgjax.config import from_config_dict
 from vgjax.diffusion import guidance
 from vgjax.diffusion.process import Process
 from vgjax.diffusion.samplers import dpmpp_2m
 from vgjax.models import lora
+from vgjax.models.hffm import CHANNELS
 from vgjax.schema import Training
-from vgjax.types import Factors, Tokens
+from vgjax.types import Tokens
 from vgjax.weights import adapters
 from vgjax.weights.diffusers import config_of
 
@@ -101,9 +102,12 @@ def test_guided_sampling_matches_diffusers():
     tensors, io, settings = load_golden("pixart_lora")
     module, variables = weights.from_torch("pixart", tensors, settings["config"])
     adapter, tree = adapter_of(settings, variables["params"])
-    dit = pipeline.Model(module, narrow({"params": lora.merge(variables["params"], tree, adapter.scale)}))
-    terms = guidance.branches(4.5, 4.5)
-    keep = jnp.stack([m.astype(jnp.float32) for m in guidance.keep_masks(terms, 2)], axis=1)[..., None]
+    dit = build.Model(module, narrow({"params": lora.merge(variables["params"], tree, adapter.scale)}))
+    weight = dict.fromkeys(CHANNELS, 4.5)
+    kept = guidance.branches(weight)
+    guidance_of = guidance.Guidance(CHANNELS, kept, jnp.asarray(guidance.coefficients(kept, weight)))
+    masks = guidance.keep_masks(guidance_of, 2)
+    keep = jnp.stack([masks[name].astype(jnp.float32) for name in CHANNELS], axis=1)[..., None]
     tokens = Tokens(
         tokens_BND=keep * jnp.asarray(np.tile(io["tokens"], (2, 1, 1)), jnp.float32), mask_BN=jnp.ones((4, 2))
     )
@@ -111,7 +115,7 @@ def test_guided_sampling_matches_diffusers():
     def guided(x, t_B):
         noisy = jnp.concatenate([x] * 2)
         outputs = noisy + 0.02 * pipeline.denoise(dit, PROCESS, noisy, jnp.concatenate([t_B] * 2), tokens)
-        return guidance.combine(outputs, terms)
+        return guidance.combine(outputs, guidance_of.coefficients)
 
     sampled = jax.jit(lambda noise: dpmpp_2m(PROCESS, guided, noise, 20))(narrow(last(io["x"])))
     np.testing.assert_allclose(sampled, last(io["sampled"]), rtol=0, atol=1e-3)
@@ -137,12 +141,13 @@ def test_three_training_steps_match_torch():
         @jax.jit
         def gradients(params, row):
             def loss(params):
-                factors = Factors(anatomy_BggK=row["anatomy"][:, None, None], modality_BZ=row["modality"])
-                tokens = pipeline.condition_tokens(pipeline.Model(hffm, {"params": params["hffm"]}), factors)
+                inputs = {name: row[name] for name in CHANNELS}
+                keep = dict.fromkeys(CHANNELS, jnp.ones(len(row["t"]), bool))
+                tokens = build.Model(hffm, {"params": params["hffm"]})(inputs, keep)
                 adapted = {**variables, lora.COLLECTION: lora.scaled(params["lora"], adapter.scale)}
                 latents, noise = (jnp.moveaxis(row[name], 1, -1) for name in ("latents", "noise"))
                 x_t = PROCESS.add_noise(latents, noise, row["t"])
-                output = pipeline.denoise(pipeline.Model(module, adapted), PROCESS, x_t, row["t"], tokens)
+                output = pipeline.denoise(build.Model(module, adapted), PROCESS, x_t, row["t"], tokens)
                 return losses.mse(output, PROCESS.target(latents, noise, row["t"])).mean()
 
             return jax.value_and_grad(loss)(params)

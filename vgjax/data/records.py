@@ -127,6 +127,25 @@ class SkippedRows:
         return self._source[self._rows[row]]
 
 
+class PermutedFields:
+    """Rows some of whose fields come from another row: control experiments that must bring accuracy to chance.
+
+    Args:
+      fields: which to take from the permuted row.
+    """
+
+    def __init__(self, rows: Rows, fields: Sequence[str], seed: int):
+        self._rows, self._fields = rows, fields
+        self._order = np.random.default_rng(seed).permutation(len(rows))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        other = self._rows[int(self._order[row])]
+        return {**self._rows[row], **{name: other[name] for name in self._fields}}
+
+
 class ZippedRecords:
     """Random access to rows whose fields come from several sources of equal length.
 
@@ -134,9 +153,9 @@ class ZippedRecords:
       ConfigError: the sources have different numbers of rows.
     """
 
-    def __init__(self, sources: Mapping[str, Rows], fields: Sequence[str] | None = None):
-        """Takes sources by name, and the fields to give (all of them by default)."""
-        self._sources, self._fields = list(sources.values()), fields
+    def __init__(self, sources: Mapping[str, Rows]):
+        """Takes sources by name."""
+        self._sources = list(sources.values())
         lengths = {name: len(source) for name, source in sources.items()}
         if len(set(lengths.values())) != 1:
             raise ConfigError(f"records differ in length: {lengths}: {REMEDY}")
@@ -148,7 +167,7 @@ class ZippedRecords:
         fields: dict[str, Any] = {}
         for source in self._sources:
             fields.update(source[row])
-        return fields if self._fields is None else {name: fields[name] for name in self._fields}
+        return fields
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[row] for row in range(len(self)))

@@ -1,38 +1,79 @@
-"""Classifier-free guidance as a function of named channels.
+"""Classifier-free guidance over named channels.
 
-Ho & Salimans 2022, composed over two conditions as in Brooks et al. 2023, eq. 3.
+Ho & Salimans 2022, composed over several conditions as in Brooks et al. 2023, eq. 3, for channels c_1 ... c_n in order:
+
+    out = e() + sum_i w_i [e(c_1 ... c_i) - e(c_1 ... c_{i-1})]
+
+e(c_1 ... c_k) is the network's output where those channels are kept and the others replaced by their nulls: a branch.
+Which branches run is decided before compilation; their coefficients are traced, so that changing a weight recompiles
+nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-# ((anatomy kept, modality kept), weight); a channel that is not kept uses its null.
-Branch = tuple[tuple[bool, bool], float]
+
+class Guidance(NamedTuple):
+    """What a guided step evaluates.
+
+    Attributes:
+      channels: of the condition, in its order (static).
+      kept: for each branch, how many of the leading channels it keeps (static).
+      coefficients: factor of each branch, (len(kept),); they sum to 1.
+    """
+
+    channels: tuple[str, ...]
+    kept: tuple[int, ...]
+    coefficients: jax.Array
 
 
-def branches(anatomy: float, modality: float) -> list[Branch]:
-    """The combinations of kept channels to evaluate, with the weight of each; the weights sum to 1.
+def _all_coefficients(weights: Sequence[float]) -> list[float]:
+    """Of the branches that keep 0, 1, ... n channels: w_k - w_{k+1} with w_0 = 1 and w_{n+1} = 0."""
+    ends = [1.0, *weights, 0.0]
+    return [ends[k] - ends[k + 1] for k in range(len(weights) + 1)]
 
-    out = e(-,-) + w_a [e(a,-) - e(-,-)] + w_m [e(a,m) - e(a,-)]; terms of weight 0 are left out.
+
+def branches(weights: Mapping[str, float]) -> tuple[int, ...]:
+    """The branches whose coefficient is not zero.
+
+    A weight of 1 for the first channel drops the branch without any, a weight of 0 for the last one the branch with
+    all, and equal weights of neighbours the branch between them.
 
     Args:
-      anatomy, modality: guidance weights; 1 is no guidance, 0 ignores the channel.
+      weights: guidance weight of each channel, in the condition's order; 1 is no guidance, 0 ignores the channel.
     """
-    terms = [((False, False), 1.0 - anatomy), ((True, False), anatomy - modality), ((True, True), modality)]
-    return [(keep, weight) for keep, weight in terms if weight != 0.0]
+    return tuple(k for k, value in enumerate(_all_coefficients(list(weights.values()))) if value)
 
 
-def keep_masks(terms: Sequence[Branch], batch: int) -> tuple[jax.Array, jax.Array]:
-    """(anatomy, modality) masks of all branches stacked along the batch, each (len(terms) * batch,) bool."""
-    anatomy, modality = (jnp.repeat(jnp.array([keep[i] for keep, _ in terms]), batch) for i in (0, 1))
-    return anatomy, modality
+def coefficients(kept: tuple[int, ...], weights: Mapping[str, float]) -> list[float]:
+    """The coefficient of each branch.
+
+    Raises:
+      ValueError: the weights need a branch that is not among `kept`.
+    """
+    if missing := set(branches(weights)) - set(kept):
+        raise ValueError(
+            f"guidance weights {dict(weights)} need the branches that keep {sorted(missing)} channels, but only"
+            f" {list(kept)} were compiled: build the sampler with weights that need them"
+        )
+    values = _all_coefficients(list(weights.values()))
+    return [values[k] for k in kept]
 
 
-def combine(outputs: jax.Array, terms: Sequence[Branch]) -> jax.Array:
-    """Weighted sum of the stacked branches: (len(terms) * B, ...) -> (B, ...)."""
-    parts = outputs.reshape(len(terms), -1, *outputs.shape[1:])
-    return jnp.einsum("t,tb...->b...", jnp.asarray([weight for _, weight in terms], outputs.dtype), parts)
+def keep_masks(guided: Guidance, batch: int) -> dict[str, jax.Array]:
+    """Channel -> whether each row of all branches, stacked along the batch, keeps it: (len(kept) * batch,) bool."""
+    return {
+        name: jnp.repeat(jnp.array([place < k for k in guided.kept]), batch)
+        for place, name in enumerate(guided.channels)
+    }
+
+
+def combine(outputs: jax.Array, coefficients_T: jax.Array) -> jax.Array:
+    """Weighted sum of the stacked branches: (T * B, ...) -> (B, ...)."""
+    parts = outputs.reshape(len(coefficients_T), -1, *outputs.shape[1:])
+    return jnp.einsum("t,tb...->b...", coefficients_T.astype(outputs.dtype), parts)

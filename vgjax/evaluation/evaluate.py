@@ -10,18 +10,19 @@ from typing import Any
 
 import numpy as np
 
+from vgjax import losses
 from vgjax.config import ConfigError
+from vgjax.context import Run
 from vgjax.data import records
 from vgjax.evaluation import control, metrics
 from vgjax.evaluation.control import TestCase
 from vgjax.evaluation.readouts import PriorView, Reader, make_reader
 from vgjax.evaluation.report import FactorMaps, Pair, Report, SwapGrid, write_report
 from vgjax.sample import Sampler
-from vgjax.stages.stage import Run
+from vgjax.stages import plan
 from vgjax.train import finished, read_log
-from vgjax.types import Factors
+from vgjax.types import Request
 
-STAGES = ("prior", "disentangler", "denoiser")
 SWAP_ROWS, SWAP_COLUMNS, SHOWN_PAIRS, SHOWN_MAPS = 4, 5, 16, 5
 SEED_OFFSET = 10_000  # test pictures never share their noise with --mode=sample
 
@@ -48,9 +49,9 @@ def evaluate(run: Run) -> dict[str, Any]:
     if path.exists() and (before := json.loads(path.read_text())).get("config") == flat:
         logging.info("evaluation: finished before, skipped")
         return before
-    for stage in STAGES:
-        if not finished(run, stage):
-            raise ConfigError(f"workdir {run.workdir}: stage '{stage}' is not trained; run --mode=train first")
+    for stage in plan(run.config):
+        if not finished(run, stage.name):
+            raise ConfigError(f"workdir {run.workdir}: stage '{stage.name}' is not trained; run --mode=train first")
     started, began = time.monotonic(), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     c, cases = run.config.evaluate, load_cases(run)
     view, sampler = PriorView(run), Sampler(run)
@@ -67,7 +68,7 @@ def evaluate(run: Run) -> dict[str, Any]:
     shown = {"read": read[:SHOWN_PAIRS], "swap_texts": texts, "control": [row.__dict__ for row in rows]}
     (run.workdir / "shown.json").write_text(json.dumps(shown, indent=1))
     values |= _stage_metrics(run) | {"wall_s/evaluate": time.monotonic() - started}
-    fingerprints = {f"fingerprint/{s}": _done(run, s)["fingerprint"] for s in STAGES}
+    fingerprints = {f"fingerprint/{s.name}": _done(run, s.name)["fingerprint"] for s in plan(run.config)}
     origin = metrics.provenance(run.config.seed) | {"config": flat, "started": began} | fingerprints
     metrics.write_metrics(path, values, origin)
     return values
@@ -75,7 +76,7 @@ def evaluate(run: Run) -> dict[str, Any]:
 
 def _draw(run: Run, sampler: Sampler, texts: list[str], offset: int) -> np.ndarray:
     seeds = [SEED_OFFSET + offset + run.config.seed * 1_000_003 + i for i in range(len(texts))]
-    return sampler(sampler.factors(texts), seeds)
+    return sampler(sampler.inputs([Request(prompt=text) for text in texts]), seeds)
 
 
 def _baseline(run: Run, sampler: Sampler, reader: Reader, cases: list[TestCase], read: list) -> dict[str, float]:
@@ -110,8 +111,7 @@ def _prior_metrics(cases: list[TestCase], view: PriorView) -> dict[str, float]:
     images, masks = np.stack([w.image for w in cases]), np.stack([w.mask for w in cases]) > 0
     seen = view(images)
     found = seen["lesion"] > 0.5
-    overlap, total = (masks & found).sum((1, 2)), masks.sum((1, 2)) + found.sum((1, 2))
-    dice = np.where(total > 0, 2 * overlap / np.maximum(total, 1), 1.0)
+    dice = np.asarray(losses.dice_score(masks, found))
     error = np.abs(seen["reconstruction"].astype(float) - images).mean() / 127.5
     return {"prior/dice": float(dice.mean()), "prior/reconstruction_l1": float(error), "prior/n": len(cases)}
 
@@ -128,12 +128,12 @@ def swap_grid(run: Run, sampler: Sampler, reader: Reader) -> tuple[dict[str, lis
         named = [f for f in levels if (f in channel("anatomy")) == (name == "anatomy")]
         # Where captions are the dataset's own, the model has learned those words and no others.
         texts[side].append(reader.describe(levels, rng, named) if rows[i]["named"] else rows[i]["caption"])
-    anatomy, modality = sampler.factors(texts["rows"]), sampler.factors(texts["columns"])
+    given = {side: sampler.inputs([Request(prompt=text) for text in side_texts]) for side, side_texts in texts.items()}
     r, c = len(texts["rows"]), len(texts["columns"])
-    mixed = Factors(
-        anatomy_BggK=np.repeat(np.asarray(anatomy.anatomy_BggK), c, axis=0),
-        modality_BZ=np.tile(np.asarray(modality.modality_BZ), (r, 1)),
-    )
+    mixed = {
+        "anatomy": np.repeat(np.asarray(given["rows"]["anatomy"]), c, axis=0),
+        "modality": np.tile(np.asarray(given["columns"]["modality"]), (r, 1)),
+    }
     pictures = sampler(mixed, [SEED_OFFSET + run.config.seed] * (r * c))
     return texts, pictures.reshape(r, c, *pictures.shape[1:])
 
@@ -147,7 +147,7 @@ def _done(run: Run, stage: str) -> dict[str, Any]:
 
 
 def _stage_metrics(run: Run) -> dict[str, float]:
-    done = {stage: _done(run, stage) for stage in STAGES}
+    done = {stage.name: _done(run, stage.name) for stage in plan(run.config)}
     values = {f"wall_s/{stage}": record["wall_s"] for stage, record in done.items()}
     peak = max([metrics.peak_rss_mb(), *(record["peak_rss_mb"] for record in done.values())])
     return values | {"peak_rss_mb": peak}
@@ -202,7 +202,7 @@ def report(run: Run) -> None:
             provenance=origin,
             metrics={k: v for k, v in numbers.items() if k not in ("seed", "device_count")},
             notes=notes(run, numbers),
-            loss_curves={stage: _curves(run, stage) for stage in STAGES},
+            loss_curves={stage.name: _curves(run, stage.name) for stage in plan(run.config)},
             real_vs_generated=pairs,
             factor_maps=maps,
             swap_grid=SwapGrid(shown["swap_texts"]["rows"], shown["swap_texts"]["columns"], pictures["swaps"]),

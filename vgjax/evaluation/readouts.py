@@ -12,13 +12,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgjax import checkpoint, pipeline
+from vgjax import build, pipeline
+from vgjax.context import Run
 from vgjax.data.caption import measure as captions
 from vgjax.data.prepare.plan import vocabulary_of
 from vgjax.data.sources import phantom
 from vgjax.evaluation.control import Levels, TestCase, majority
 from vgjax.evaluation.measure import measure_many
-from vgjax.stages.stage import Run
+from vgjax.stages.prior import picture_input
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,9 +43,8 @@ class PriorView:
     """Stage 1 applied to pictures: what the report shows and what reads masks."""
 
     def __init__(self, run: Run):
-        variables = checkpoint.load_export(run.export("prior"))
-        prior = pipeline.Model(pipeline.make_prior(run.config), variables)
-        self._apply = jax.jit(lambda image: pipeline.encode(prior, pipeline.prior_input(image, run.config)))
+        prior = build.Model(build.prior(run.config), run.variables("prior"))
+        self._apply = jax.jit(lambda image: pipeline.encode(prior, picture_input(image, run.config)))
 
     def __call__(self, pictures: np.ndarray, batch: int = 32) -> dict[str, np.ndarray]:
         """anatomy (N, H, W, K), lesion (N, H, W) probability, reconstruction (N, H, W, 3) uint8."""

@@ -7,11 +7,15 @@ trained null, so that guidance compares with something training has seen.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vgjax.types import Factors, Tokens
+from vgjax.types import Inputs, Keep, Tokens
+
+CHANNELS = ("anatomy", "modality")
 
 
 class ReferenceFusion(nn.Module):
@@ -21,18 +25,17 @@ class ReferenceFusion(nn.Module):
     token_width: int
 
     @nn.compact
-    def __call__(
-        self, factors: Factors, keep: tuple[jax.Array, jax.Array], noise_key=None, noise: float = 0.0
-    ) -> Tokens:
+    def __call__(self, inputs: Inputs, keep: Keep) -> Tokens:
+        """Tokens (B, 2, D) for area fractions "anatomy" (B, K) and "modality" (B, Z)."""
         embeddings = self.param("type_embeddings", nn.initializers.normal(0.02), (2, self.token_width))
         columns = []
-        for i, (name, x) in enumerate((("anatomy", factors.pooled()), ("modality", factors.modality_BZ))):
+        for i, name in enumerate(CHANNELS):
             init = nn.initializers.xavier_uniform()
-            x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+            x = inputs[name].astype(jnp.promote_types(inputs[name].dtype, jnp.float32))
             x = nn.LayerNorm(epsilon=1e-6, use_fast_variance=False, name=f"norm_{name[0]}")(x)
             x = nn.gelu(nn.Dense(self.hidden, kernel_init=init, name=f"{name}_proj_0")(x), approximate=False)
             x = nn.Dense(self.token_width, kernel_init=init, name=f"{name}_proj_2")(x) + embeddings[None, i]
-            columns.append(x * keep[i][:, None])
+            columns.append(x * keep[name][:, None])
         tokens = jnp.stack(columns, axis=1)  # (B, 2, D)
         return Tokens(tokens_BND=tokens, mask_BN=jnp.ones(tokens.shape[:2]))
 
@@ -40,41 +43,28 @@ class ReferenceFusion(nn.Module):
 class FactorFusion(nn.Module):
     """Whitened components of each channel; anatomy in space, modality through the timestep embedding, both as tokens.
 
-    The collection "basis" holds, for each channel, the mean (F,), directions (F, M) that bring the text-predictable
-    part of the factors to unit variance, and their pseudo-inverse (M, F); `vgjax.stages.denoiser` computes it.
+    Attributes:
+      width: D of the transformer.
+      grid: g, cells a side of the anatomy's coarse grid.
     """
 
     hidden: int
     token_width: int
     width: int
-    components: int
-
-    def _basis(self, channel: str, features: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-        mean = self.variable("basis", f"{channel}_mean", jnp.zeros, (features,)).value
-        whiten = self.variable("basis", f"{channel}_whiten", jnp.zeros, (features, self.components)).value
-        back = self.variable("basis", f"{channel}_back", jnp.zeros, (self.components, features)).value
-        return mean, whiten, back
+    grid: int
 
     @nn.compact
-    def __call__(
-        self, factors: Factors, keep: tuple[jax.Array, jax.Array], noise_key=None, noise: float = 0.0
-    ) -> Tokens:
-        """Tokens for factors; channels whose `keep` is False use their trained null.
+    def __call__(self, inputs: Inputs, keep: Keep, basis: Mapping[str, jax.Array]) -> Tokens:
+        """Tokens for the components (B, M) of each channel; one whose `keep` is False uses its null.
 
         Args:
-          noise_key: where given, `noise` (in standard deviations) is added to the components: what lies below that
-            level cannot be told apart by the transformer, so chance fits of the text stage do not pass.
+          basis: for each channel, as `pipeline.whitening` returns them: mean (F,), whiten (F, M), back (M, F).
         """
-        batch, g, _, K = factors.anatomy_BggK.shape
-        channels = (("anatomy", factors.anatomy_BggK.reshape(batch, -1)), ("modality", factors.modality_BZ))
         embeddings = self.param("type_embeddings", nn.initializers.normal(0.02), (2, self.token_width))
         tokens, extras = [], {}
-        for i, (name, flat_BF) in enumerate(channels):
-            mean, whiten, back = self._basis(name, flat_BF.shape[-1])
-            parts_BM = (flat_BF - mean[None]) @ whiten
-            if noise_key is not None:
-                parts_BM += noise * jax.random.normal(jax.random.fold_in(noise_key, i), parts_BM.shape)
-            kept = keep[i][:, None].astype(parts_BM.dtype)
+        for i, name in enumerate(CHANNELS):
+            parts_BM = inputs[name]
+            kept = keep[name][:, None].astype(parts_BM.dtype)
             # The indicator's weight in this layer is the channel's trained null.
             hidden = nn.Dense(self.hidden, name=f"{name}_in")(jnp.concatenate([parts_BM * kept, 1 - kept], axis=-1))
             hidden = nn.gelu(nn.Dense(self.hidden, name=f"{name}_hidden")(nn.gelu(hidden)))
@@ -82,13 +72,19 @@ class FactorFusion(nn.Module):
             if name == "modality":
                 extras["style_BD"] = nn.Dense(self.width, name="style")(hidden)
                 continue
-            predicted = (parts_BM @ back).reshape(batch, g, g, K)  # the map, as far as text can tell it
-            directions = whiten / (jnp.linalg.norm(whiten, axis=0, keepdims=True) + 1e-6)
-            # The same map with every direction at equal strength: what text tells faintly (outline) is not drowned.
-            sharpened = parts_BM @ directions.T * (flat_BF.shape[-1] / self.components) ** 0.5
-            sharpened = sharpened.reshape(batch, g, g, K)
-            cells = jnp.concatenate([predicted, sharpened], axis=-1) * kept[:, None, None]
-            null = jnp.broadcast_to((1 - kept)[:, None, None], (batch, g, g, 1))
+            cells = self._maps(parts_BM, basis["anatomy_whiten"], basis["anatomy_back"]) * kept[:, None, None]
+            null = jnp.broadcast_to((1 - kept)[:, None, None], (*cells.shape[:3], 1))
             extras["spatial_BggD"] = nn.Dense(self.width, name="spatial")(jnp.concatenate([cells, null], axis=-1))
         stacked = jnp.stack(tokens, axis=1)  # (B, 2, D)
         return Tokens(tokens_BND=stacked, mask_BN=jnp.ones(stacked.shape[:2]), **extras)
+
+    def _maps(self, parts_BM: jax.Array, whiten_FM: jax.Array, back_MF: jax.Array) -> jax.Array:
+        """The anatomy map of the components, at true and at equal strength of its directions, (B, g, g, 2K).
+
+        All whitened directions at equal norm: boosts low-variance directions such as outline.
+        """
+        (batch, components), features = parts_BM.shape, len(whiten_FM)
+        predicted = (parts_BM @ back_MF).reshape(batch, self.grid, self.grid, -1)
+        directions = whiten_FM / (jnp.linalg.norm(whiten_FM, axis=0, keepdims=True) + 1e-6)
+        sharpened = parts_BM @ directions.T * (features / components) ** 0.5
+        return jnp.concatenate([predicted, sharpened.reshape(predicted.shape)], axis=-1)

@@ -14,16 +14,19 @@ Differences from the published network (`vgjax.models.sdnet`) and why:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgjax.models.appearance import regions
+from vgjax import losses
+from vgjax.models.appearance import regions, statistics
 from vgjax.models.layers import max_pool_2x2, straight_through_gumbel_softmax, upsample_nearest
 from vgjax.models.sdnet import PriorOutput
+
+Restyle = Callable[[jax.Array, jax.Array], jax.Array]
 
 
 def _conv_block(x: jax.Array, width: int, name: str) -> jax.Array:
@@ -125,6 +128,11 @@ class VisualPrior(nn.Module):
         self.decoder = Decoder(self.decoder_widths)
         self.appearance_head = nn.Sequential([nn.Dense(64), nn.silu, nn.Dense(self.appearance)])
 
+    @property
+    def structure_channels(self) -> int:
+        """How many maps leave stage 1 as anatomy: the factors', and the lesion's probability."""
+        return self.anatomy_factors + 1
+
     def read_appearance(self, mu_BZ: jax.Array) -> jax.Array:
         """Appearance statistics (B, `appearance`) implied by a modality vector."""
         return self.appearance_head(mu_BZ)
@@ -132,6 +140,29 @@ class VisualPrior(nn.Module):
     def __call__(self, x_BHWC: jax.Array) -> PriorOutput:
         """Takes a picture apart and puts it together again, without noise: z = mu."""
         return self._rebuild(x_BHWC, straight_through_gumbel_softmax(self.a_encoder(x_BHWC)), 0.0)
+
+    def noisy_pass(
+        self, x_BHWC: jax.Array, lesion_BHW: jax.Array, key: jax.Array, restyle: Restyle
+    ) -> tuple[PriorOutput, dict[str, jax.Array]]:
+        """The training pass with noise drawn from `key`: the map may not depend on imaging style, mu has to tell it.
+
+        Args:
+          x_BHWC: pictures in [-1, 1].
+          lesion_BHW: their masks, 0 or 1.
+          restyle: (key, pictures) -> the same geometry in another imaging style.
+
+        Returns:
+          The output, and two more terms of the loss, (B,).
+        """
+        keys = jax.random.split(key, 3)
+        gumbel = jax.random.gumbel(keys[0], (*x_BHWC.shape[:3], self.anatomy_factors))
+        eps = jax.random.normal(keys[1], (len(x_BHWC), self.modality_factors))
+        output, logits = self.training_pass(x_BHWC, restyle(keys[2], x_BHWC), gumbel, eps)
+        restyled, plain = (jax.nn.softmax(x) for x in logits)
+        return output, {
+            "consistency": jnp.square(plain - restyled).sum(-1).mean((1, 2)),
+            "appearance": losses.mse(self.read_appearance(output.mu_BZ), statistics(x_BHWC, lesion_BHW)),
+        }
 
     def training_pass(
         self, x_BHWC: jax.Array, restyled_BHWC: jax.Array, gumbel_BHWK: jax.Array, eps_BZ: jax.Array

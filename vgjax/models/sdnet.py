@@ -7,8 +7,10 @@ numbers, and rebuilds the image from the two. These are the networks of the publ
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import chex
+import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
@@ -260,6 +262,26 @@ class SDNet(nn.Module):
             mu_tilde_BZ=mu_BZ,
             structure_BHWF=anatomy_BHWK,
         )
+
+    @property
+    def structure_channels(self) -> int:
+        """How many maps leave stage 1 as anatomy."""
+        return self.anatomy_factors
+
+    def noisy_pass(
+        self, image_BHWC: chex.Array, lesion_BHW: chex.Array, key: chex.PRNGKey, restyle: Any
+    ) -> tuple[PriorOutput, dict[str, chex.Array]]:
+        """The published training pass with noise drawn from `key`; it adds no term of its own to the loss.
+
+        Args:
+          image_BHWC: images in [-1, 1].
+          lesion_BHW, restyle: unused, as published.
+        """
+        keys = jax.random.split(key, 3)
+        shape = (*image_BHWC.shape[:3], self.anatomy_factors)
+        gumbel_1, gumbel_2 = jax.random.gumbel(keys[0], shape), jax.random.gumbel(keys[1], shape)
+        eps = jax.random.normal(keys[2], (len(image_BHWC), self.modality_factors))
+        return self.training_pass(image_BHWC, gumbel_1, gumbel_2, eps), {}
 
     def training_pass(
         self,

@@ -1,145 +1,134 @@
-"""Stage 3: HFFM and diffusion transformer learn to draw pictures from the factors that text implies."""
+"""Stage 3: a condition and the diffusion transformer learn to draw pictures."""
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgjax import checkpoint, losses, pipeline, weights
+from vgjax import build, conditions, pipeline, weights
 from vgjax.config import Config, ConfigError
+from vgjax.context import Run
 from vgjax.data import records
+from vgjax.features import latents
 from vgjax.models import lora
 from vgjax.models.autoencoder import PixelAutoencoder
-from vgjax.stages import disentangler, latents
-from vgjax.stages.stage import Run, Stage, Terms
-from vgjax.types import Factors
+from vgjax.stages.base import Terms
+from vgjax.types import Inputs, Keep, Tokens
 from vgjax.weights import adapters
-
-# A feature of the factors (a grid cell of a map, say) joins in if text predicts it on validation pictures at all.
-FEATURE_SIGMAS = 2.0
-# A direction passes only if text predicts it on validation pictures: correlation above this many standard errors.
-GATE_SIGMAS = 3.0
 
 
 class Denoising:
-    """The stage's functions: pictures and text embeddings to denoising errors, by way of the pipeline."""
+    """The stage on a run's pictures (or latents) and the columns of its condition."""
 
-    def __init__(self, config: Config):
-        self.config = config
-        self.hffm, self.dit = pipeline.make_hffm(config), pipeline.make_dit(config)
-        self.adapter = pipeline.make_adapter(config)
-        self.disentangler = pipeline.make_disentangler(config)
-        self.process = pipeline.make_process(config)
+    name = "denoiser"
 
-    def factors(self, frozen: Any, embedding_BD: jax.Array) -> Factors:
-        """What stage 2 reads from text embeddings."""
-        model = pipeline.Model(self.disentangler, frozen["disentangler"])
-        return pipeline.text_factors(model, embedding_BD, self.config.prior.grid)
+    def __init__(self, run: Run):
+        self._run, self._config = run, run.config
+        self.condition = conditions.of(run.config)
+        self.training, self.weights = run.config.denoiser.train, {"denoise": 1.0}
+        self._dit, self._adapter = build.dit(run.config), build.adapter(run.config)
+        self._process = build.process(run.config)
 
-    def hffm_model(self, params: Any, frozen: Any) -> pipeline.Model:
-        """The fusion module with its fixed basis, where it has one."""
-        basis = {"basis": frozen["basis"]} if frozen["basis"] else {}
-        return pipeline.Model(self.hffm, {"params": params["hffm"], **basis})
+    @functools.cached_property
+    def frozen(self) -> dict[str, Any]:
+        """What training does not move: exports of earlier stages, the condition's basis, an adapted transformer."""
+        found = {stage: self._run.variables(stage) for stage in self.condition.needs}
+        found["basis"] = self.condition.fit(found, self._run.rows)
+        return found | ({"dit": load_transformer(self._config)} if self._adapter else {})
 
-    def dit_model(self, params: Any, frozen: Any) -> pipeline.Model:
+    def dit_model(self, params: Any, frozen: Any) -> build.Model:
         """The transformer: trained whole, or frozen with a trained adapter beside it."""
-        if not self.adapter:
-            return pipeline.Model(self.dit, {"params": params["dit"]})
-        adapter = lora.scaled(params["lora"], self.adapter.scale)
-        return pipeline.Model(self.dit, {"params": frozen["dit"], lora.COLLECTION: adapter})
+        if not self._adapter:
+            return build.Model(self._dit, {"params": params["dit"]})
+        adapter = lora.scaled(params["lora"], self._adapter.scale)
+        return build.Model(self._dit, {"params": frozen["dit"], lora.COLLECTION: adapter})
 
-    def init(self, frozen: Any, key: jax.Array) -> dict[str, Any]:
-        """Parameters of HFFM and of the transformer or its adapter."""
+    def init(self, key: jax.Array) -> tuple[Any, Any]:
+        return self.init_params(self.frozen, key), {}
+
+    def init_params(self, frozen: Any, key: jax.Array) -> dict[str, Any]:
+        """Parameters of the condition and of the transformer or its adapter."""
         keys = jax.random.split(key)
-        factors = self.factors(frozen, jnp.zeros((2, self.config.text_encoder.width)))
-        params = {"hffm": self.hffm.init(keys[0], factors, (jnp.ones(2, bool),) * 2)["params"]}
-        if self.adapter:
-            return {**params, "lora": lora.init(keys[1], frozen["dit"], self.adapter, adapters.torch_module)}
-        tokens = pipeline.condition_tokens(self.hffm_model(params, frozen), factors)
-        x = jnp.zeros((2, *pipeline.latent_shape(self.config)))
-        return {**params, "dit": self.dit.init(keys[1], x, jnp.zeros(2), tokens)["params"]}
+        condition, tokens = self.condition.init(keys[0], frozen)
+        params = {"hffm": condition}
+        if self._adapter:
+            return {**params, "lora": lora.init(keys[1], frozen["dit"], self._adapter, adapters.torch_module)}
+        x = jnp.zeros((len(tokens.tokens_BND), *build.latent_shape(self._config)))
+        return {**params, "dit": self._dit.init(keys[1], x, jnp.zeros(len(x)), tokens)["params"]}
 
     def latents(self, batch: dict[str, jax.Array], key: jax.Array | None) -> jax.Array:
         """What the autoencoder makes of the pictures, (B, h, w, c); with a key, of either view of each at random."""
         if "latents" in batch:
             views_BVhwc = batch["latents"].astype(jnp.float32)
         else:
-            views_BVhwc = latents.views(PixelAutoencoder(), batch["image"], self.config)
-        if key is None or not self.config.denoiser.flip:
+            views_BVhwc = latents.views(PixelAutoencoder(), batch["image"], self._config)
+        if key is None or not self._config.denoiser.flip:
             return views_BVhwc[:, 0]
         mirrored_B = jax.random.bernoulli(jax.random.fold_in(key, 5), 0.5, (len(views_BVhwc),))
         return jnp.where(mirrored_B[:, None, None, None], views_BVhwc[:, 1], views_BVhwc[:, 0])
 
     def errors(self, params: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array, train: bool) -> jax.Array:
-        """Squared error of the network's output at random times, (B,)."""
-        c, keys = self.config.denoiser, jax.random.split(key, 5)
-        x_0, size = self.latents(batch, key if train else None), len(batch["embedding"])
-        keep, noise_key = None, None
+        """Squared error of the network's output at random times, (B,); in training, channels are dropped at random."""
+        c, channels = self._config.denoiser, self.condition.channels
+        *drop_keys, noise_key, time_key, epsilon_key = jax.random.split(key, len(channels) + 3)
+        x_0 = self.latents(batch, key if train else None)
+        inputs = self.condition.from_rows(frozen, batch, noise_key if train else None)
+        keep = dict.fromkeys(channels, jnp.ones(len(x_0), bool))
         if train:
-            kept = [~jax.random.bernoulli(k, c.condition_dropout, (size,)) for k in keys[:2]]
-            keep, noise_key = (kept[0], kept[1]), keys[2]
-        hffm = self.hffm_model(params, frozen)
-        tokens = pipeline.condition_tokens(
-            hffm, self.factors(frozen, batch["embedding"]), keep, noise_key, c.condition_noise
+            rates = zip(channels, drop_keys, strict=True)
+            keep = {name: ~jax.random.bernoulli(k, c.condition_dropout, (len(x_0),)) for name, k in rates}
+        tokens = self.condition.tokens(params["hffm"], frozen, inputs, keep)
+        return pipeline.diffusion_errors(
+            self.dit_model(params, frozen), self._process, x_0, tokens, time_key, epsilon_key
         )
-        t, noise = self.process.draw_time(keys[3], size), jax.random.normal(keys[4], x_0.shape)
-        x_t = self.process.add_noise(x_0, noise, t)
-        output = pipeline.denoise(self.dit_model(params, frozen), self.process, x_t, t, tokens)
-        return losses.mse(output, self.process.target(x_0, noise, t))
+
+    def loss(self, params: Any, model_state: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array):
+        return {"denoise": self.errors(params, frozen, batch, key, train=True)}, {}
+
+    def validate(self, params: Any, model_state: Any, frozen: Any, batch: dict[str, jax.Array]) -> Terms:
+        return {"score": self.errors(params, frozen, batch, jax.random.key(0), train=False)}
+
+    def source(self, split: str) -> records.Rows:
+        kind = "images" if self._config.autoencoder.kind == "pixel" else "latents"
+        return self._run.rows([kind, *self.condition.columns], split)
+
+    def example(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
+        picture = {"latents": row["latents"]} if "latents" in row else {"image": records.from_png(row["image"])}
+        return {**picture, **self.condition.example(row)}
+
+    def finish(self, params: Any, model_state: Any) -> Any:
+        return {"params": params, "basis": self.frozen["basis"]}
+
+    def pretrained(self) -> tuple[Any, Any] | None:
+        found = load_pretrained(self._config, self.frozen.get("dit"))
+        return (found, {}) if found else None
 
 
-def make(run: Run) -> Stage:
-    """The stage on this run's pictures and text embeddings, with stage 2 frozen."""
-    config = run.config
-    functions, stage_two = Denoising(config), checkpoint.load_export(run.export("disentangler"))
-    basis = fit_basis(run, stage_two) if config.denoiser.hffm_variant == "default" else {}
-    frozen = {"disentangler": stage_two, "basis": basis}
-    if functions.adapter:
-        frozen["dit"] = load_transformer(config)
-    pretrained = load_pretrained(config, frozen.get("dit"))
+class Trained:
+    """A trained denoiser, its adapter merged: what draws."""
 
-    def loss(params: Any, model_state: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array):
-        return {"denoise": functions.errors(params, frozen, batch, key, train=True)}, {}
+    def __init__(self, run: Run):
+        variables = run.variables("denoiser")
+        params = variables["params"]
+        self.condition = conditions.of(run.config)
+        exports = {stage: run.variables(stage) for stage in self.condition.needs}
+        if adapter := build.adapter(run.config):
+            params["dit"] = lora.merge(load_transformer(run.config), params["lora"], adapter.scale)
+        self.dit = build.dit(run.config)
+        # One tree, so that compiled functions take it as an argument.
+        self.variables = {
+            "condition": params["hffm"],
+            "frozen": {**exports, "basis": variables.get("basis", {})},
+            "dit": {"params": params["dit"]},
+        }
 
-    def validate(params: Any, model_state: Any, frozen: Any, batch: dict[str, jax.Array]) -> Terms:
-        return {"score": functions.errors(params, frozen, batch, jax.random.key(0), train=False)}
-
-    def to_example(row: dict[str, Any]) -> dict[str, np.ndarray]:
-        picture = {"image": records.from_png(row["image"])} if "image" in row else {"latents": row["latents"]}
-        return {**picture, "embedding": row["embedding"].astype(np.float32)}
-
-    def source(split: str) -> records.Rows:
-        kind, field = ("images", "image") if config.autoencoder.kind == "pixel" else ("latents", "latents")
-        return run.rows([kind, "text"], split, [field, "embedding"])
-
-    return Stage(
-        name="denoiser",
-        training=config.denoiser.train,
-        init=lambda key: (functions.init(frozen, key), {}),
-        loss=loss,
-        weights={"denoise": 1.0},
-        validate=validate,
-        keep_best=False,
-        frozen=frozen,
-        source=source,
-        to_example=to_example,
-        finish=lambda params, model_state: {"params": params, "basis": basis},
-        pretrained=(pretrained, {}) if pretrained else None,
-    )
-
-
-def load_models(run: Run) -> tuple[pipeline.Model, pipeline.Model]:
-    """HFFM and transformer as trained."""
-    variables = checkpoint.load_export(run.export("denoiser"))
-    params = variables.pop("params")
-    basis = {"basis": variables["basis"]} if variables.get("basis") else {}
-    hffm = pipeline.Model(pipeline.make_hffm(run.config), {"params": params["hffm"], **basis})
-    if adapter := pipeline.make_adapter(run.config):
-        params["dit"] = lora.merge(load_transformer(run.config), params["lora"], adapter.scale)
-    return hffm, pipeline.Model(pipeline.make_dit(run.config), {"params": params["dit"]})
+    def to_tokens(self, variables: Any, inputs: Inputs, keep: Keep) -> Tokens:
+        """The condition's tokens."""
+        return self.condition.tokens(variables["condition"], variables["frozen"], inputs, keep)
 
 
 # Attribute of the transformer -> the config key that decides it.
@@ -165,7 +154,7 @@ def load_transformer(config: Config) -> dict[str, Any]:
     source = config.denoiser.weights
     tensors, values = weights.load(source, "transformer")
     found, variables = weights.from_torch("pixart", tensors, values, where=source)
-    wanted = pipeline.make_dit(config)
+    wanted = build.dit(config)
     problems = [
         f"denoiser.{key} asks for {name} {getattr(wanted, name)} where the weights have {getattr(found, name)}"
         for name, key in SIZE_KEYS.items()
@@ -182,7 +171,7 @@ def load_transformer(config: Config) -> dict[str, Any]:
 
 
 def load_pretrained(config: Config, transformer: Any) -> dict[str, Any] | None:
-    """Parameters of HFFM and adapter from the files that the config names in the place of training.
+    """Parameters of condition and adapter from the files that the config names in the place of training.
 
     Args:
       transformer: parameters of the transformer that the adapter is for.
@@ -190,15 +179,10 @@ def load_pretrained(config: Config, transformer: Any) -> dict[str, Any] | None:
     Raises:
       ConfigError: the files cannot be read, or are of other sizes than the config says.
     """
-    c, adapter = config.denoiser, pipeline.make_adapter(config)
+    c, adapter = config.denoiser, build.adapter(config)
     if not c.hffm_weights or adapter is None:
         return None
-    factors = Factors(
-        anatomy_BggK=jnp.zeros((1, config.prior.grid, config.prior.grid, pipeline.anatomy_channels(config))),
-        modality_BZ=jnp.zeros((1, config.prior.modality_factors)),
-    )
-    inputs = (factors, (jnp.ones(1, bool),) * 2)
-    hffm = weights.into(pipeline.make_hffm(config), inputs, "hffm", c.hffm_weights, "denoiser.hffm_weights")
+    condition = conditions.of(config).pretrained()
     tensors, settings = weights.load(c.lora.weights)
     if settings and adapters.adapter_from_config(settings, c.lora.weights).scale != adapter.scale:
         raise ConfigError(
@@ -212,70 +196,10 @@ def load_pretrained(config: Config, transformer: Any) -> dict[str, Any] | None:
             f"config key 'denoiser.lora.weights' names '{c.lora.weights}', which adapts other layers or has another"
             " rank than denoiser.lora.targets and denoiser.lora.rank say: take both from its adapter_config.json"
         )
-    return {"hffm": hffm["params"], "lora": found}
+    return {"hffm": condition, "lora": found}
 
 
 def check(config: Config) -> None:
     """Reads every file of weights that the stage will need; ConfigError where one cannot be used."""
-    pipeline.load_autoencoder(config)
+    build.autoencoder(config)
     load_pretrained(config, load_transformer(config) if config.denoiser.weights else None)
-
-
-def fit_basis(run: Run, stage_two: Any) -> dict[str, np.ndarray]:
-    """Mean and whitening of the text-predictable part of each channel (see `FactorFusion`)."""
-    model = pipeline.Model(pipeline.make_disentangler(run.config), stage_two)
-    predict = jax.jit(lambda e: model.module.apply(model.variables, e, train=False)[:2])
-    rows = {split: disentangler.make(run).source(split) for split in ("train", "validation")}
-    data = {
-        split: {
-            name: np.stack([source[i][name].ravel() for i in range(len(source))]).astype(np.float32)
-            for name in ("embedding", "anatomy", "modality")
-        }
-        for split, source in rows.items()
-    }
-    told = {split: predict(fields["embedding"]) for split, fields in data.items()}
-    basis: dict[str, np.ndarray] = {}
-    for i, channel in enumerate(("anatomy", "modality")):
-        predictions = [np.asarray(told[split][i], np.float64) for split in ("train", "validation")]
-        mean, whiten, back = whitening(
-            predictions[0], predictions[1], data["validation"][channel], run.config.denoiser.components
-        )
-        basis |= {f"{channel}_mean": mean, f"{channel}_whiten": whiten, f"{channel}_back": back}
-    return basis
-
-
-def whitening(
-    train_NF: np.ndarray, validation_NF: np.ndarray, truth_NF: np.ndarray, components: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Principal directions of what text predicts, at unit variance; directions that chance could explain are closed.
-
-    Args:
-      train_NF: predictions from training captions.
-      validation_NF: predictions from validation captions.
-      truth_NF: the validation pictures' factors.
-      components: how many directions to keep (M).
-
-    Returns:
-      mean (F,), whiten (F, M), back (M, F): parts = (x - mean) @ whiten, x ~ mean + parts @ back.
-    """
-    mean = train_NF.mean(0)
-    # Where text knows nothing, predictions are chance fits; left in, their variance would make up the directions.
-    heard = _correlation(validation_NF, truth_NF) > FEATURE_SIGMAS / np.sqrt(len(truth_NF))
-    variances, directions = np.linalg.eigh(np.cov((train_NF - mean) * heard, rowvar=False))
-    order = np.argsort(variances)[::-1][:components]
-    variances, directions = variances[order], directions[:, order]
-    signs = np.sign(directions[np.abs(directions).argmax(0), np.arange(directions.shape[1])])
-    directions = directions * signs  # eigenvectors are defined up to sign; fix it, so that reruns agree
-    said, seen = (validation_NF - mean) @ directions, (truth_NF - mean) @ directions
-    is_open = (_correlation(said, seen) > GATE_SIGMAS / np.sqrt(len(said))) & (variances > 1e-8)
-    scale = np.sqrt(np.maximum(variances, 1e-12))
-    whiten, back = directions / scale * is_open, (directions * scale * is_open).T
-    pad = components - whiten.shape[1]
-    whiten, back = np.pad(whiten, ((0, 0), (0, pad))), np.pad(back, ((0, pad), (0, 0)))
-    return mean.astype(np.float32), whiten.astype(np.float32), back.astype(np.float32)
-
-
-def _correlation(a_NF: np.ndarray, b_NF: np.ndarray) -> np.ndarray:
-    """Pearson correlation of each column, (F,)."""
-    a, b = a_NF - a_NF.mean(0), b_NF - b_NF.mean(0)
-    return (a * b).mean(0) / np.maximum(a.std(0) * b.std(0), 1e-12)

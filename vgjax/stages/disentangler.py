@@ -8,73 +8,54 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgjax import losses, pipeline, weights
+from vgjax import build, losses, weights
 from vgjax.config import Config
+from vgjax.context import Run
 from vgjax.data.records import Rows
-from vgjax.stages.stage import Run, Stage, Terms
+from vgjax.stages.base import Terms
 
 
-class PermutedTargets:
-    """Rows whose target fields come from another row: the control experiment that must bring accuracy to chance.
+class Alignment:
+    """The stage on a run's text embeddings and factors."""
 
-    Args:
-      rows: embedding, anatomy, modality.
-      fields: which of them to take from the permuted row.
-    """
+    name = "disentangler"
+    frozen = None
 
-    def __init__(self, rows: Rows, fields: list[str], seed: int):
-        self._rows, self._fields = rows, fields
-        self._order = np.random.default_rng(seed).permutation(len(rows))
+    def __init__(self, run: Run):
+        self._run, self._config = run, run.config
+        self._module = build.disentangler(run.config)
+        self.training = run.config.disentangler.train
+        rebuild = run.config.disentangler.weight_reconstruction
+        self.weights = {"anatomy": 1.0, "modality": 1.0, "rebuild": rebuild}
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        other = self._rows[int(self._order[row])]
-        return {**self._rows[row], **{name: other[name] for name in self._fields}}
-
-
-def make(run: Run) -> Stage:
-    """The stage on this run's text embeddings and factors."""
-    config, c = run.config, run.config.disentangler
-    module = pipeline.make_disentangler(config)
-
-    def init(key: jax.Array) -> tuple[Any, Any]:
-        variables = module.init(key, jnp.zeros((2, config.text_encoder.width)), train=False)
+    def init(self, key: jax.Array) -> tuple[Any, Any]:
+        variables = self._module.init(key, jnp.zeros((2, self._config.text_encoder.width)), train=False)
         return variables["params"], {}
 
-    def loss(params: Any, model_state: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array):
-        return terms(params, batch, train=True, rngs={"dropout": key}), {}
+    def loss(self, params: Any, model_state: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array):
+        return self._terms(params, batch, train=True, rngs={"dropout": key}), {}
 
-    def terms(params: Any, batch: dict[str, jax.Array], **how: Any) -> Terms:
-        outputs = pipeline.Model(module, {"params": params})(batch["embedding"], **how)
-        return losses.text_terms(outputs, (batch["anatomy"], batch["modality"]), batch["embedding"], c.alignment)
-
-    def validate(params: Any, model_state: Any, frozen: Any, batch: dict[str, jax.Array]) -> Terms:
-        values = terms(params, batch, train=False)
+    def validate(self, params: Any, model_state: Any, frozen: Any, batch: dict[str, jax.Array]) -> Terms:
+        values = self._terms(params, batch, train=False)
         return {"score": values["anatomy"] + values["modality"], **values}
 
-    def source(split: str):
-        rows = run.rows(["text", "factors"], split, ["embedding", "anatomy", "modality"])
-        shuffled = {"anatomy": c.shuffle_anatomy_targets, "modality": c.shuffle_modality_targets}
-        fields = [name for name, on in shuffled.items() if on]
-        return PermutedTargets(rows, fields, config.seed) if fields else rows
+    def _terms(self, params: Any, batch: dict[str, jax.Array], **how: Any) -> Terms:
+        outputs = build.Model(self._module, {"params": params})(batch["embedding"], **how)
+        targets = (batch["anatomy"], batch["modality"])
+        return losses.text_terms(outputs, targets, batch["embedding"], self._config.disentangler.alignment)
 
-    pretrained = load_pretrained(config)
-    return Stage(
-        name="disentangler",
-        training=c.train,
-        init=init,
-        loss=loss,
-        weights={"anatomy": 1.0, "modality": 1.0, "rebuild": c.weight_reconstruction},
-        validate=validate,
-        keep_best=True,
-        frozen=None,
-        source=source,
-        to_example=lambda row: {name: row[name].astype(np.float32) for name in ("embedding", "anatomy", "modality")},
-        finish=lambda params, model_state: {"params": params},
-        pretrained=(pretrained["params"], {}) if pretrained else None,
-    )
+    def source(self, split: str) -> Rows:
+        return self._run.rows(["text", "factors"], split)
+
+    def example(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
+        return {name: row[name].astype(np.float32) for name in ("embedding", "anatomy", "modality")}
+
+    def finish(self, params: Any, model_state: Any) -> Any:
+        return {"params": params}
+
+    def pretrained(self) -> tuple[Any, Any] | None:
+        found = load_pretrained(self._config)
+        return (found["params"], {}) if found else None
 
 
 def load_pretrained(config: Config) -> dict[str, Any] | None:
@@ -85,5 +66,5 @@ def load_pretrained(config: Config) -> dict[str, Any] | None:
     """
     source = config.disentangler.weights
     inputs = (jnp.zeros((1, config.text_encoder.width)), False)
-    module = pipeline.make_disentangler(config)
+    module = build.disentangler(config)
     return weights.into(module, inputs, "text_disentangler", source, "disentangler.weights") if source else None

@@ -9,9 +9,8 @@ from typing import Any
 import jax.numpy as jnp
 
 from vgjax.models.disentangler import TextDisentangler
-from vgjax.models.hffm import ReferenceFusion
+from vgjax.models.hffm import CHANNELS, ReferenceFusion
 from vgjax.models.sdnet import SDNet
-from vgjax.types import Factors
 from vgjax.weights.convert import Network, Sizes, Table
 
 _UNET = "a_encoder.unet"
@@ -89,8 +88,8 @@ def _hffm(sizes: Sizes, config: Mapping[str, Any]) -> tuple[ReferenceFusion, tup
     width, hidden = sizes("anatomy_proj.2.weight")
     module = ReferenceFusion(hidden=hidden, token_width=width)
     anatomy, modality = sizes("norm_a.weight")[0], sizes("norm_m.weight")[0]
-    factors = Factors(anatomy_BggK=jnp.zeros((1, 1, 1, anatomy)), modality_BZ=jnp.zeros((1, modality)))
-    return module, (factors, (jnp.ones(1, bool),) * 2)
+    keep = dict.fromkeys(CHANNELS, jnp.ones(1, bool))
+    return module, ({"anatomy": jnp.zeros((1, anatomy)), "modality": jnp.zeros((1, modality))}, keep)
 
 
 HFFM = Network(

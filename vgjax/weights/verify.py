@@ -20,9 +20,9 @@ import numpy as np
 from flax import linen as nn
 
 from vgjax import losses
+from vgjax.models.hffm import CHANNELS
 from vgjax.models.layers import adain
 from vgjax.models.sdnet import PriorOutput
-from vgjax.types import Factors
 from vgjax.weights.convert import WeightsError, export_tensors
 from vgjax.weights.networks import NETWORKS, from_torch
 from vgjax.weights.read import load, read_json
@@ -132,9 +132,9 @@ def _hffm(folder: pathlib.Path) -> Iterator[Row]:
     io = Stored(folder / "hffm.safetensors")
     params = io.params()
     module, variables = _load("hffm", params, str(folder / "hffm.safetensors"))
-    anatomy, modality = io.wide("io.anatomy"), io.wide("io.modality")
-    factors = Factors(anatomy_BggK=anatomy[:, None, None], modality_BZ=modality)
-    tokens = module.apply(variables, factors, (np.ones(len(anatomy)),) * 2).tokens_BND
+    inputs = {name: io.wide(f"io.{name}") for name in CHANNELS}
+    keep = dict.fromkeys(CHANNELS, np.ones(len(inputs["anatomy"])))
+    tokens = module.apply(variables, inputs, keep).tokens_BND
     yield compare("hffm.tokens", tokens, io.wide("io.tokens"), tolerance_of(io["io.tokens"]))
 
 

@@ -11,12 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from vgjax import pipeline
+from vgjax import build, pipeline
 from vgjax.config import Config
+from vgjax.context import Run
 from vgjax.data import records
 from vgjax.data.stream import ordered_batches
 from vgjax.models.autoencoder import Autoencoder
-from vgjax.stages.stage import Run
 
 SPLITS = ("train", "validation")
 ENCODE_BATCH = 4
@@ -48,9 +48,9 @@ def write(run: Run) -> list[pathlib.Path]:
 
 
 def _rows(run: Run, split: str) -> Iterator[dict[str, np.ndarray]]:
-    autoencoder = pipeline.load_autoencoder(run.config)
+    autoencoder = build.autoencoder(run.config)
     encode = jax.jit(lambda autoencoder, image: views(autoencoder, image, run.config))
-    source = run.rows(["images"], split, ["image"])
+    source = run.rows(["images"], split)
     with tqdm(total=len(source), desc=f"latents, {split}", unit="image", mininterval=1.0) as bar:
         for batch, valid in ordered_batches(source, _pixels, ENCODE_BATCH):
             found = np.asarray(encode(autoencoder, batch["image"]), np.float16)[:valid]

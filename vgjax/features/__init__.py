@@ -1,0 +1,1 @@
+"""Columns that are derived from prepared pictures and joined to their rows."""

@@ -111,7 +111,8 @@ def test_one_device_and_eight_agree(finished):
     source = stage.source("train")
     rows = [stage.example(source[i]) for i in range(8)]
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-    total = lambda params, batch: stage.loss(params, {}, stage.frozen, batch, jax.random.key(0))[0]["denoise"].mean()
+    frozen = stage.frozen
+    total = lambda params, batch: stage.loss(params, {}, frozen, batch, jax.random.key(0))[0]["denoise"].mean()
     wanted = jax.device_get(jax.jit(jax.value_and_grad(total))(params, batch))
     mesh = parallel.make_mesh(Mesh(2, 2, 2))
     with jax.set_mesh(mesh):

@@ -16,6 +16,7 @@ from tests import hostile
 from vgjax import config as configs
 from vgjax.config import ConfigError
 from vgjax.data import records
+from vgjax.data.caption import words
 from vgjax.data.entries import Entry
 from vgjax.data.prepare import builder, parts, plan, splits
 from vgjax.data.prepare import pictures as prepare
@@ -119,6 +120,11 @@ def test_noise_factors_change_nothing_but_factors_and_label(tmp_path):
         np.testing.assert_array_equal(a["embedding"], b["embedding"])
 
 
+def test_phantoms_too_small_to_draw_name_their_key(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.image_size' is 16: phantoms need at least 32 pixels"):
+        prepare.prepare(phantom(**{"data.image_size": 16}), tmp_path)
+
+
 # ---------------------------------------------------------------- geometry
 
 
@@ -190,7 +196,7 @@ def test_a_stopped_preparation_goes_on(tmp_path, monkeypatch):
 
 def test_a_replaced_picture_is_decoded_again(tmp_path, monkeypatch):
     root = make_root(tmp_path / "data")
-    settings = decode.Settings(str(root), 32, "crop", 10**6, plan.vocabulary_of("folder"))
+    settings = decode.Settings(str(root), 32, "crop", 10**6, words.ANY)
     entries = [Entry("p00", root / "images" / "p00.png", (root / "masks" / "p00.png",))]
     first = parts.Parts(tmp_path / "parts", entries, settings)
     first.decode(1)

@@ -17,7 +17,7 @@ from vgjax import config as configs
 from vgjax.config import ConfigError
 from vgjax.data import records
 from vgjax.data.caption import words
-from vgjax.data.entries import Entry
+from vgjax.data.entries import Entry, Skip
 from vgjax.data.prepare import builder, parts, plan, splits
 from vgjax.data.prepare import pictures as prepare
 from vgjax.data.read import decode
@@ -247,6 +247,23 @@ def test_split_lists_are_written_and_read_back(tmp_path):
     splits.write(tmp_path / "short", swapped)
     with pytest.raises(ConfigError, match=r"data\.splits.*lack 1 of 24"):
         prepare.prepare(own(root, **{"data.splits": str(tmp_path / "short")}), tmp_path / "three")
+
+
+@pytest.mark.parametrize("size", [(256, 273), (273, 256), (257, 300)])
+def test_a_jpeg_decoded_at_a_reduced_scale_keeps_its_mask(tmp_path, size):
+    inside = np.zeros(size[::-1], np.uint8)
+    inside[100:160, 90:150] = 255
+    Image.fromarray(inside).save(tmp_path / "a.jpg")
+    Image.fromarray(inside).save(tmp_path / "a.png")
+    settings = decode.Settings(str(tmp_path), 32, "crop", 10**6, words.ANY)
+    row = decode.decode(Entry("a", tmp_path / "a.jpg", (tmp_path / "a.png",)), settings)
+    assert isinstance(row, dict), row
+    pixels, mask = (records.from_png(row[name]) for name in ("image", "mask"))
+    assert ((pixels[..., 0] > 127) != (mask > 0)).mean() < 0.02
+    Image.fromarray(inside[:, :-9]).save(tmp_path / "a.png")  # 3.5 % narrower than the picture
+    refused = decode.decode(Entry("a", tmp_path / "a.jpg", (tmp_path / "a.png",)), settings)
+    assert isinstance(refused, Skip) and refused.reason == "mask of another size"
+    assert refused.detail == f"{size[0] - 9}x{size[1]} for a picture of {size[0]}x{size[1]}"
 
 
 @pytest.mark.parametrize("mode", ["own", "measured", "both"])

@@ -48,12 +48,11 @@ def write_pictures(folder: pathlib.Path, count: int, size: tuple[int, int]) -> N
 def preparation(folder: pathlib.Path) -> float:
     """Pictures a second through the decoder, all cores."""
     from vgjax.data.prepare.parts import Parts
-    from vgjax.data.prepare.plan import vocabulary_of
     from vgjax.data.read.decode import Settings
     from vgjax.data.sources.folder import SOURCE
 
     entries = SOURCE.index(str(folder)).entries
-    settings = Settings(str(folder), 64, "crop", 64_000_000, vocabulary_of("folder"))
+    settings = Settings(str(folder), 64, "crop", 64_000_000, SOURCE.vocabulary)
 
     def work() -> int:
         with tempfile.TemporaryDirectory() as place:

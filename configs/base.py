@@ -167,7 +167,6 @@ def get_config() -> ConfigDict:
 
     c.evaluate = ConfigDict()
     c.evaluate.prompts = 320  # test captions, one draw each
-    c.evaluate.readout = "phantom"  # phantom (every factor from pixels) | segmentor (position and size through stage 1)
     c.evaluate.baseline = "none"  # none | shuffled_captions: the same reading with captions of other pictures
     c.evaluate.draws = 1  # pictures a caption on either side of that baseline
     c.evaluate.bootstrap_draws = 2000

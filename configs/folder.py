@@ -10,5 +10,4 @@ def get_config(variants: str = ""):
     c = base.get_config()
     c.name = "folder"
     c.data.source = "folder"
-    c.evaluate.readout = "segmentor"
     return base.with_variants(c, variants)

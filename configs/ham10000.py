@@ -17,7 +17,6 @@ def small():
     c = base.get_config()
     c.name = "ham10000"
     c.data.update(dict(source="ham10000", image_size=64))
-    c.evaluate.readout = "segmentor"
     return c
 
 

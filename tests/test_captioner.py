@@ -14,6 +14,7 @@ from PIL import Image
 from vgjax.config import ConfigError
 from vgjax.data.caption import captioner
 from vgjax.data.prepare import builder
+from vgjax.data.read.tables import read_captions
 from vgjax.types import SPLITS
 
 
@@ -67,7 +68,7 @@ def test_captions_are_written_in_batches_and_read_back(path, chat):
     outcome = run(path, [picture(n) for n in range(1, 8)], pipeline)
     assert outcome == (7, 0, ())
     assert [reds for reds, _ in pipeline.asked] == [[1, 2, 3], [4, 5, 6], [7]]
-    assert captioner.read(path) == {f"p{n}": f"red {n}" for n in range(1, 8)}
+    assert read_captions(path) == {f"p{n}": f"red {n}" for n in range(1, 8)}
     first = json.loads(path.read_text().splitlines()[0])
     assert first == {"id": "p1", "caption": "red 1", "model": "m", "prompt": "What?"}
 
@@ -87,7 +88,7 @@ def test_a_last_line_cut_short_is_dropped_and_done_again(path, cut):
     run(path, [picture(n) for n in (1, 2, 3)], FakePipeline())
     whole = path.read_bytes()
     path.write_bytes(whole[:-cut])
-    assert set(captioner.read(path)) == ({"p1", "p2"} if cut > 1 else {"p1", "p2", "p3"})
+    assert set(read_captions(path)) == ({"p1", "p2"} if cut > 1 else {"p1", "p2", "p3"})
     run(path, [picture(n) for n in (1, 2, 3)], FakePipeline())
     assert path.read_bytes() == whole
 
@@ -97,7 +98,7 @@ def test_a_failing_batch_costs_only_its_culprit(path):
     outcome = run(path, [picture(n) for n in (1, 2, 3, 4, 5, 6)], pipeline)
     assert outcome.written == 5
     assert outcome.failed == (("p2", "RuntimeError: out of memory at 2"),)
-    assert "p2" not in captioner.read(path) and captioner.read(path)["p5"] == "red 5"
+    assert "p2" not in read_captions(path) and read_captions(path)["p5"] == "red 5"
     assert sum(2 in reds for reds, _ in pipeline.asked) == 3  # once in the batch, twice alone
     assert run(path, [picture(2)], FakePipeline()) == (1, 0, ())  # the next run tries again
 
@@ -115,7 +116,7 @@ def test_silence_and_unreadable_pictures_are_failures(path):
 
 def test_wrong_numbers_of_answers_are_not_attributed_to_anyone(path):
     outcome = run(path, [picture(1), picture(2)], answers_one)
-    assert outcome.written == 2 and captioner.read(path) == {"p1": "x1", "p2": "x1"}
+    assert outcome.written == 2 and read_captions(path) == {"p1": "x1", "p2": "x1"}
 
 
 def answers_one(images, text, **options) -> list[dict[str, str]]:
@@ -153,15 +154,15 @@ def test_captions_of_another_model_or_prompt_are_not_mixed(path):
 def test_wrong_files_of_captions_are_refused(tmp_path, data, complaint):
     (tmp_path / "c.jsonl").write_bytes(data)
     with pytest.raises(ConfigError, match=complaint):
-        captioner.read(tmp_path / "c.jsonl")
+        read_captions(tmp_path / "c.jsonl")
 
 
 def test_files_made_by_others_are_read(tmp_path):
     path = tmp_path / "c.jsonl"
     path.write_bytes('\ufeff{"id": "a", "caption": "ü"}\r\n\r\n{"id": "b", "caption": "y", "more": 1}'.encode())
-    assert captioner.read(path) == {"a": "ü", "b": "y"}
+    assert read_captions(path) == {"a": "ü", "b": "y"}
     with pytest.raises(ConfigError, match="cannot read"):
-        captioner.read(tmp_path / "absent.jsonl")
+        read_captions(tmp_path / "absent.jsonl")
 
 
 def folder(root: Path, count: int = 3) -> Path:
@@ -175,15 +176,15 @@ def test_the_command_captions_a_folder(tmp_path, capsys):
     output = tmp_path / "c.jsonl"
     arguments = [f"--root={folder(tmp_path / 'data')}", "--model=m", f"--output={output}"]
     assert captioner.main(arguments, load=lambda model: FakePipeline()) == 0
-    assert sorted(captioner.read(output).values()) == ["red 1", "red 2", "red 3"]
-    ids = set(captioner.read(output))
+    assert sorted(read_captions(output).values()) == ["red 1", "red 2", "red 3"]
+    ids = set(read_captions(output))
     assert "3 captions written" in capsys.readouterr().out
     assert captioner.main(arguments, load=lambda model: FakePipeline()) == 0
     assert "0 captions written, 3 were there" in capsys.readouterr().out
     output.unlink()
     assert captioner.main(arguments, load=lambda model: FakePipeline(faults={2: -1})) == 1
     assert "out of memory at 2" in capsys.readouterr().out
-    assert len(ids - set(captioner.read(output))) == 1
+    assert len(ids - set(read_captions(output))) == 1
 
 
 def png(red: int) -> bytes:
@@ -202,7 +203,7 @@ def test_the_command_captions_prepared_records(tmp_path):
     )
     arguments = ["--source=busi", f"--records={tmp_path}", "--model=m", f"--output={tmp_path / 'c.jsonl'}"]
     assert captioner.main(arguments, load=lambda model: FakePipeline()) == 0
-    assert captioner.read(tmp_path / "c.jsonl") == {f"p{n}": f"red {n}" for n in (1, 2, 3, 4)}
+    assert read_captions(tmp_path / "c.jsonl") == {f"p{n}": f"red {n}" for n in (1, 2, 3, 4)}
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 from vgjax.config import ConfigError
 from vgjax.data.caption import measure as captions
 from vgjax.data.caption import words as vocabulary
+from vgjax.data.caption.mask_reading import mask_reader
 
 THRESHOLDS = {
     "centre_x": (0.4, 0.6),
@@ -65,6 +66,25 @@ def test_a_mask_alone_gives_position_and_size():
     sizes = [captions.levels_from_mask(ellipse(0.5, 0.5, r, r), THRESHOLDS) for r in (0.05, 0.12, 0.3)]
     assert sizes == [{"position": "centre", "size": size} for size in ("small", "medium", "large")]
     assert captions.levels_from_mask(np.zeros((64, 64), np.uint8), THRESHOLDS) is None
+
+
+def test_the_lesion_mask_alone_is_read_where_it_is_likely():
+    reader = mask_reader(vocabulary.POLYP, THRESHOLDS)
+    masks = np.stack([ellipse(0.5, 0.5, 0.12, 0.12), ellipse(0.2, 0.2, 0.3, 0.3), np.zeros_like(ellipse(0, 0, 1, 1))])
+    pictures = np.random.default_rng(0).integers(0, 256, (*masks.shape, 3), np.uint8)
+    likely = np.where(masks > 0, 0.51, 0.49)
+    read = reader.read(pictures, likely)
+    assert read == [{"position": "centre", "size": "medium"}, {"position": "upper left", "size": "large"}, {}]
+    assert dict(reader.channels) == {"position": "anatomy", "size": "anatomy"}
+    assert dict(mask_reader(vocabulary.LUNGS, THRESHOLDS).channels) == {"size": "anatomy"}
+    assert "polyp" in reader.describe({"size": "small"}, np.random.default_rng(0), ("size",)).lower()
+
+
+def test_chance_of_a_mask_reading_is_the_commonest_level():
+    chance = mask_reader(vocabulary.POLYP, THRESHOLDS).chance
+    requested = [{"size": "small"}, {"size": "large", "position": "centre"}, {"position": "centre"}, {"size": "small"}]
+    assert chance(requested, "size") == pytest.approx(2 / 3)
+    assert chance(requested, "shape") == 0.0
 
 
 def test_outlines_are_told_apart():
@@ -194,7 +214,7 @@ def test_a_caption_may_say_little():
 
 
 PINNED = "The mucosa is pink and dimly lit. In the upper left there is a little elongated polyp."
-NEW = (vocabulary.SKIN, vocabulary.BREAST, vocabulary.LUNGS, vocabulary.general("lesion", "tissue", vocabulary.TONES))
+NEW = (vocabulary.SKIN, vocabulary.BREAST, vocabulary.LUNGS, vocabulary.ANY)
 
 
 def factors(words: vocabulary.Vocabulary) -> tuple[str, ...]:
@@ -230,17 +250,6 @@ def test_every_vocabulary_says_what_is_said_and_nothing_else(words):
             assert (levels[name] in mentioned) == (name in named), (name, caption)
         assert words.lesion in caption.lower() and caption.endswith(".") and "{" not in caption
         assert "  " not in caption and " a o" not in caption.lower() and " a u" not in caption.lower()
-
-
-def test_vocabularies_are_found_by_tissue():
-    assert vocabulary.Vocabulary is vocabulary.Vocabulary
-    assert vocabulary.vocabulary_of("polyp", "mucosa", True) is vocabulary.POLYP
-    assert vocabulary.vocabulary_of("lesion", "skin", True) is vocabulary.SKIN
-    assert vocabulary.vocabulary_of("lesion", "breast tissue", False) is vocabulary.BREAST
-    assert vocabulary.vocabulary_of("lung field", "chest", False) is vocabulary.LUNGS
-    grey, coloured = (vocabulary.vocabulary_of("nodule", "liver", flag) for flag in (False, True))
-    assert (grey.lesion, grey.tissue) == ("nodule", "liver")
-    assert "colour" in coloured.modality and "colour" not in grey.modality and "colour" not in grey.words
 
 
 def test_an_empty_mask_leaves_the_style_where_there_are_words_for_it():

@@ -8,6 +8,7 @@ import pytest
 from configs import base, kvasir_seg, phantom
 from vgjax import config as configs
 from vgjax.config import ConfigError
+from vgjax.data.sources import SOURCES
 
 NAMES = sorted(p.stem for p in pathlib.Path("configs").glob("*.py") if p.stem not in ("__init__", "base"))
 
@@ -95,12 +96,14 @@ def test_wrong_types_are_refused():
             configs._build(configs.Config, {**c, key: value}, "")
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - {"phantom"}))
+def test_every_source_can_be_chosen_and_no_other():
+    assert sorted(configs.CHOICES["data.source"]) == sorted(SOURCES)
+
+
+@pytest.mark.parametrize("name", sorted(set(SOURCES) - {"phantom"}))
 def test_datasets_need_a_root(name):
-    c = load(name, "smoke")
-    c.data.root = ""
-    with pytest.raises(ConfigError, match=rf"data\.root' is empty: name the folder of the dataset {name}"):
-        configs.from_config_dict(c)
+    with pytest.raises(ConfigError, match=r"data\.root' is empty: name .*--config\.data\.root=FOLDER"):
+        SOURCES[name].check("")
 
 
 def test_difference_names_keys():

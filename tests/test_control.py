@@ -35,8 +35,3 @@ def test_rows_and_metrics():
     assert values["control/low/size"] <= 2 / 3 <= values["control/high/size"]
     assert values["control/n"] == 4
     assert values["control/n/colour"] == 2
-
-
-def test_majority_is_the_commonest_level():
-    assert control.majority(CASES, "size") == pytest.approx(2 / 3)
-    assert control.majority(CASES, "shape") == 0.0

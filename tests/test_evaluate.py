@@ -19,11 +19,12 @@ def test_gain_over_strangers_captions_is_a_mean_over_draws(monkeypatch, draws, e
         return [text if offset <= len(cases) else "nothing" for text in texts]
 
     monkeypatch.setattr(evaluate, "_draw", draw)
-    reader = types.SimpleNamespace(channels={"size": "anatomy"}, read=lambda texts: [{"size": t} for t in texts])
+    reader = types.SimpleNamespace(channels={"size": "anatomy"}, read=lambda texts, _: [{"size": t} for t in texts])
+    view = lambda texts: {"lesion": None}
     settings = types.SimpleNamespace(draws=draws, bootstrap_draws=100)
     run = types.SimpleNamespace(config=types.SimpleNamespace(seed=0, evaluate=settings))
-    read = reader.read([case.caption for case in cases])
-    values = evaluate._baseline(run, None, reader, cases, read)
+    read = reader.read([case.caption for case in cases], None)
+    values = evaluate._baseline(run, None, reader, view, cases, read)
     assert values["control_true/size"] == values["control_gain/size"] == expected
     assert values["control_gain/low/size"] == values["control_gain/high/size"] == expected
     assert values["control_shuffled/size"] == 0.0

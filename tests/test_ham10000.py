@@ -20,6 +20,7 @@ from configs import ham10000
 from vgjax import build, optim, parallel
 from vgjax.config import Config, ConfigError, from_config_dict
 from vgjax.context import Run
+from vgjax.data.sources import SOURCES
 from vgjax.models.autoencoder_kl import AutoencoderKL
 from vgjax.schema import Mesh as MeshConfig
 from vgjax.stages.denoiser import Denoising
@@ -101,8 +102,9 @@ def test_a_step_costs_what_its_matrices_say(config, frozen):
 def test_without_pretrained_networks_the_config_is_the_default_recipe():
     c = ham10000.get_config("small")
     assert (c.denoiser.weights, c.denoiser.lora.rank, c.autoencoder.kind) == ("", 0, "pixel")
+    built = from_config_dict(c)
     with pytest.raises(ConfigError, match=r"data\.root"):
-        from_config_dict(c)
+        SOURCES[built.data.source].check(built.data.root)
 
 
 def save_random(path: pathlib.Path, kind: str, shapes) -> None:

@@ -7,10 +7,8 @@ import numpy as np
 import pytest
 from scipy import ndimage
 
-from vgjax.config import ConfigError
-from vgjax.data.sources import phantom
-from vgjax.evaluation import measure as measure_module
-from vgjax.evaluation.measure import measure, measure_many
+from vgjax.data.sources import phantom, phantom_reading
+from vgjax.data.sources.phantom_reading import measure, measure_many
 
 GLOBAL = ("colour", "brightness", "texture")
 
@@ -124,6 +122,15 @@ def test_garbage_does_not_crash():
         assert set(measure(image)) == set(phantom.FACTORS)
 
 
+def test_the_source_reads_pixels_whatever_the_lesion_mask_says(items):
+    reader = phantom.SOURCE.reader({})
+    images = np.stack([item.image for item in items[:5]])
+    for lesion in (np.zeros(images.shape[:3]), np.ones(images.shape[:3])):
+        assert reader.read(images, lesion) == measure_many(images)
+    assert {f for f, channel in reader.channels.items() if channel == "anatomy"} == set(phantom.ANATOMY)
+    assert [reader.chance([], factor) for factor in ("position", "size")] == [1 / 9, 1 / 3]
+
+
 def test_levels_are_those_of_the_data_set(items):
     for read in measure_many([item.image for item in items[:100]]):
         assert list(read) == list(phantom.FACTORS)
@@ -134,15 +141,15 @@ def test_levels_are_those_of_the_data_set(items):
     "image", [np.zeros((32, 32), np.uint8), np.zeros((32, 32, 4), np.uint8), np.zeros((32, 32, 3), np.int64)]
 )
 def test_other_shapes_and_types_are_refused(image):
-    with pytest.raises(ConfigError, match="measure: the image"):
+    with pytest.raises(ValueError, match=r"the image (has shape|is int64)"):
         measure(image)
 
 
 def test_it_imports_nothing_of_the_renderer():
-    tree = ast.parse(inspect.getsource(measure_module))
+    tree = ast.parse(inspect.getsource(phantom_reading))
     names = [alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names]
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom):
             names += [f"{node.module}.{alias.name}" for alias in node.names]
     assert names and not any("data" in name.split(".") or "phantom" in name for name in names)
-    assert "import_module" not in inspect.getsource(measure_module)
+    assert "import_module" not in inspect.getsource(phantom_reading)

@@ -16,7 +16,8 @@ from tests import hostile
 from vgjax import config as configs
 from vgjax.config import ConfigError
 from vgjax.data import records
-from vgjax.data.entries import Entry
+from vgjax.data.caption import words
+from vgjax.data.entries import Entry, Skip
 from vgjax.data.prepare import builder, parts, plan, splits
 from vgjax.data.prepare import pictures as prepare
 from vgjax.data.read import decode
@@ -119,6 +120,11 @@ def test_noise_factors_change_nothing_but_factors_and_label(tmp_path):
         np.testing.assert_array_equal(a["embedding"], b["embedding"])
 
 
+def test_phantoms_too_small_to_draw_name_their_key(tmp_path):
+    with pytest.raises(ConfigError, match=r"data\.image_size' is 16: phantoms need at least 32 pixels"):
+        prepare.prepare(phantom(**{"data.image_size": 16}), tmp_path)
+
+
 # ---------------------------------------------------------------- geometry
 
 
@@ -190,7 +196,7 @@ def test_a_stopped_preparation_goes_on(tmp_path, monkeypatch):
 
 def test_a_replaced_picture_is_decoded_again(tmp_path, monkeypatch):
     root = make_root(tmp_path / "data")
-    settings = decode.Settings(str(root), 32, "crop", 10**6, plan.vocabulary_of("folder"))
+    settings = decode.Settings(str(root), 32, "crop", 10**6, words.ANY)
     entries = [Entry("p00", root / "images" / "p00.png", (root / "masks" / "p00.png",))]
     first = parts.Parts(tmp_path / "parts", entries, settings)
     first.decode(1)
@@ -241,6 +247,23 @@ def test_split_lists_are_written_and_read_back(tmp_path):
     splits.write(tmp_path / "short", swapped)
     with pytest.raises(ConfigError, match=r"data\.splits.*lack 1 of 24"):
         prepare.prepare(own(root, **{"data.splits": str(tmp_path / "short")}), tmp_path / "three")
+
+
+@pytest.mark.parametrize("size", [(256, 273), (273, 256), (257, 300)])
+def test_a_jpeg_decoded_at_a_reduced_scale_keeps_its_mask(tmp_path, size):
+    inside = np.zeros(size[::-1], np.uint8)
+    inside[100:160, 90:150] = 255
+    Image.fromarray(inside).save(tmp_path / "a.jpg")
+    Image.fromarray(inside).save(tmp_path / "a.png")
+    settings = decode.Settings(str(tmp_path), 32, "crop", 10**6, words.ANY)
+    row = decode.decode(Entry("a", tmp_path / "a.jpg", (tmp_path / "a.png",)), settings)
+    assert isinstance(row, dict), row
+    pixels, mask = (records.from_png(row[name]) for name in ("image", "mask"))
+    assert ((pixels[..., 0] > 127) != (mask > 0)).mean() < 0.02
+    Image.fromarray(inside[:, :-9]).save(tmp_path / "a.png")  # 3.5 % narrower than the picture
+    refused = decode.decode(Entry("a", tmp_path / "a.jpg", (tmp_path / "a.png",)), settings)
+    assert isinstance(refused, Skip) and refused.reason == "mask of another size"
+    assert refused.detail == f"{size[0] - 9}x{size[1]} for a picture of {size[0]}x{size[1]}"
 
 
 @pytest.mark.parametrize("mode", ["own", "measured", "both"])

@@ -34,7 +34,6 @@ CHOICES: dict[str, tuple[str, ...]] = {
     "autoencoder.kind": ("pixel", "kl", "tiny"),
     "diffusion.objective": ("epsilon", "v", "flow"),
     "sample.solver": ("dpmpp_2m", "euler"),
-    "evaluate.readout": ("phantom", "segmentor"),
     "evaluate.baseline": ("none", "shuffled_captions"),
     "train.optimizer": ("adamw", "muon"),
     "train.keep": ("last", "best"),
@@ -201,16 +200,6 @@ def _validate_combinations(config: Config) -> None:
         )
     if config.text_encoder.kind == "bert" and not config.text_encoder.path:
         raise ConfigError("config key 'text_encoder.path' is empty: name the folder or hub id of the BERT weights")
-    if config.data.source != "phantom" and not config.data.root:
-        raise ConfigError(
-            f"config key 'data.root' is empty: name the folder of the dataset {config.data.source}"
-            " (--config.data.root=FOLDER)"
-        )
-    if config.evaluate.readout == "phantom" and config.data.source != "phantom":
-        raise ConfigError(
-            f"config key 'evaluate.readout' is 'phantom' for data.source '{config.data.source}': only phantom images"
-            " can be read back from pixels, use 'segmentor'"
-        )
 
 
 def _validate_given(config: Config) -> None:

@@ -166,7 +166,6 @@ class Sample:
 @dataclasses.dataclass(frozen=True)
 class Evaluate:
     prompts: int
-    readout: str
     baseline: str
     draws: int
     bootstrap_draws: int

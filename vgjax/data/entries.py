@@ -1,14 +1,19 @@
-"""What a source knows of a dataset before any pixel is read: the contract between sources and preparation."""
+"""The contract of a source: what it tells preparation of a dataset, and how evaluation reads its factors back."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
-from vgjax.config import ConfigError
+import numpy as np
+
+from vgjax.config import Config, ConfigError
+
+Thresholds = Mapping[str, Sequence[float]]  # attribute -> where its levels part
+Levels = Mapping[str, str | None]  # factor -> level; None or absent: unreadable
 
 
 class RunLengths(NamedTuple):
@@ -98,23 +103,61 @@ class Index:
         return self
 
 
-@dataclasses.dataclass(frozen=True)
-class Source:
-    """A dataset's reader.
+@dataclasses.dataclass
+class Plan:
+    """What will be written of a dataset: who is used, in which split, with which caption.
 
     Attributes:
-      check: root -> nothing; ConfigError where the layout is not the dataset's; looks at names only.
-      index: root -> everything in it, checked; reads tables and names, no pixels.
-      lesion: what its masks outline, for captions ("polyp").
-      tissue: what surrounds it ("mucosa").
-      coloured: whether colour means anything (not in radiographs and ultrasound).
+      rows: split -> id -> caption, label, group, factors, named; in the order of `pictures`.
+      pictures: (id, image PNG, mask PNG) of all, anew on each call.
+      present: how many pictures the source holds.
+      skipped: what was left out.
+      thresholds: where the levels of measured captions part.
+      groups: how many patients, lesions or groups of near-duplicates there are.
+      torn: groups that the dataset's own lists put into several splits.
+      leaks: what stands on both sides of a split, a sentence each.
+      clean: removes what only preparation needed.
     """
 
-    check: Callable[[str], None]
-    index: Callable[[str], Index]
-    lesion: str
-    tissue: str
-    coloured: bool
+    rows: dict[str, dict[str, dict[str, Any]]]
+    pictures: Callable[[], Iterable[tuple[str, bytes, bytes]]]
+    present: int
+    skipped: list[Skip] = dataclasses.field(default_factory=list)
+    thresholds: Thresholds = dataclasses.field(default_factory=dict)
+    groups: int = 0
+    torn: tuple[str, ...] = ()
+    leaks: list[str] = dataclasses.field(default_factory=list)
+    clean: Callable[[], None] = lambda: None
+
+
+@dataclasses.dataclass(frozen=True)
+class Reader:
+    """How the factors of generated pictures are read back.
+
+    Attributes:
+      channels: factor -> "anatomy" or "modality".
+      read: (pictures (N, H, W, 3) uint8, lesion probability (N, H, W)) -> levels of each.
+      chance: (requested levels of the test captions, factor) -> accuracy of guessing that factor.
+      describe: (levels, rng, named) -> caption naming only the factors in `named`.
+    """
+
+    channels: Mapping[str, str]
+    read: Callable[[np.ndarray, np.ndarray], list[Levels]]
+    chance: Callable[[Sequence[Mapping[str, str]], str], float]
+    describe: Callable[[Mapping[str, str], np.random.Generator, Sequence[str]], str]
+
+
+class Source(Protocol):
+    """A dataset, read from a folder (`vgjax.data.prepare.plan.FileSource`) or drawn."""
+
+    def check(self, root: str) -> None:
+        """Looks at names only; ConfigError where the root is not the dataset's folder. Drawn datasets have no root."""
+
+    def plan(self, config: Config, folder: pathlib.Path) -> Plan:
+        """Decides what will be written; intermediate results go to `folder`."""
+
+    def reader(self, thresholds: Thresholds) -> Reader:
+        """How its factors are read back; `thresholds` are those of the plan."""
 
 
 def inside(root: pathlib.Path, path: pathlib.Path) -> bool:
@@ -135,7 +178,7 @@ def home(root: str, holds: str) -> pathlib.Path:
       ConfigError: the root is not set, or no folder.
     """
     if not root:
-        raise ConfigError(f"config key 'data.root' is empty: name {holds}")
+        raise ConfigError(f"config key 'data.root' is empty: name {holds} (--config.data.root=FOLDER)")
     if not os.path.isdir(root):
         raise ConfigError(f"config key 'data.root': no folder '{root}': unpack the dataset and name {holds}")
     return pathlib.Path(root).resolve()

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from vgjax.data.entries import Levels
 from vgjax.evaluation.metrics import bootstrap_interval
 from vgjax.evaluation.report import ControlRow
-
-Levels = Mapping[str, str | None]
-# A picture (H, W, 3) uint8 -> the level of each factor that can be read from it; None or absent: unreadable.
-Readout = Callable[[np.ndarray], Levels]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,12 +74,6 @@ def control_rows(
             )
         )
     return rows
-
-
-def majority(cases: Sequence[TestCase], factor: str) -> float:
-    """Share of the commonest requested level: what always answering it would score."""
-    requested = [case.requested[factor] for case in cases if factor in case.requested]
-    return max((requested.count(level) for level in set(requested)), default=0) / max(len(requested), 1)
 
 
 def as_metrics(rows: Sequence[ControlRow], prompts: int) -> dict[str, float]:

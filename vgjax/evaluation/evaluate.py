@@ -14,9 +14,11 @@ from vgjax import losses
 from vgjax.config import ConfigError
 from vgjax.context import Run
 from vgjax.data import records
+from vgjax.data.entries import Levels, Reader
+from vgjax.data.sources import SOURCES
 from vgjax.evaluation import control, metrics
 from vgjax.evaluation.control import TestCase
-from vgjax.evaluation.readouts import PriorView, Reader, make_reader
+from vgjax.evaluation.readouts import PriorView
 from vgjax.evaluation.report import FactorMaps, Pair, Report, SwapGrid, write_report
 from vgjax.sample import Sampler
 from vgjax.stages import plan
@@ -55,14 +57,15 @@ def evaluate(run: Run) -> dict[str, Any]:
     started, began = time.monotonic(), datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
     c, cases = run.config.evaluate, load_cases(run)
     view, sampler = PriorView(run), Sampler(run)
-    reader = make_reader(run, view)
+    manifest = json.loads((run.workdir / "records" / "manifest.json").read_text())
+    reader = SOURCES[run.config.data.source].reader(manifest["thresholds"])
     drawn = _draw(run, sampler, [case.caption for case in cases], 0)
-    read, read_real = reader.read(drawn), reader.read(np.stack([case.image for case in cases]))
-    chance = {factor: reader.chance(cases, factor) for factor in reader.channels}
+    read, read_real = (_read(reader, view, seen) for seen in (drawn, np.stack([case.image for case in cases])))
+    chance = {factor: reader.chance([case.requested for case in cases], factor) for factor in reader.channels}
     rows = control.control_rows(cases, read, read_real, reader.channels, chance, run.config.seed, c.bootstrap_draws)
     values = control.as_metrics(rows, len(cases)) | _prior_metrics(cases, view)
     if c.baseline == "shuffled_captions":
-        values |= _baseline(run, sampler, reader, cases, read)
+        values |= _baseline(run, sampler, reader, view, cases, read)
     texts, swaps = swap_grid(run, sampler, reader)
     np.savez(run.workdir / "pictures.npz", drawn=drawn[:SHOWN_PAIRS], swaps=swaps)
     shown = {"read": read[:SHOWN_PAIRS], "swap_texts": texts, "control": [row.__dict__ for row in rows]}
@@ -79,7 +82,13 @@ def _draw(run: Run, sampler: Sampler, texts: list[str], offset: int) -> np.ndarr
     return sampler(sampler.inputs([Request(prompt=text) for text in texts]), seeds)
 
 
-def _baseline(run: Run, sampler: Sampler, reader: Reader, cases: list[TestCase], read: list) -> dict[str, float]:
+def _read(reader: Reader, view: PriorView, pictures: np.ndarray) -> list[Levels]:
+    return reader.read(pictures, view(pictures)["lesion"])
+
+
+def _baseline(
+    run: Run, sampler: Sampler, reader: Reader, view: PriorView, cases: list[TestCase], read: list[Levels]
+) -> dict[str, float]:
     """Accuracy under the true caption minus accuracy under another picture's caption.
 
     Both are means over `evaluate.draws` pictures of each caption, each draw with other strangers' captions; the
@@ -89,11 +98,12 @@ def _baseline(run: Run, sampler: Sampler, reader: Reader, cases: list[TestCase],
     reads, reads_other = [read], []
     for draw in range(c.draws):
         if draw:
-            reads.append(reader.read(_draw(run, sampler, [case.caption for case in cases], 2 * draw * count)))
+            drawn = _draw(run, sampler, [case.caption for case in cases], 2 * draw * count)
+            reads.append(_read(reader, view, drawn))
         order = rng.permutation(count)
         stranger = order[(np.argsort(order) + 1) % count]  # a single cycle: nobody keeps its own caption
         captions = [cases[i].caption for i in stranger]
-        reads_other.append(reader.read(_draw(run, sampler, captions, (2 * draw + 1) * count)))
+        reads_other.append(_read(reader, view, _draw(run, sampler, captions, (2 * draw + 1) * count)))
     values: dict[str, float] = {}
     for factor in reader.channels:
         if not any(factor in case.requested for case in cases):

@@ -27,7 +27,9 @@ from PIL import Image
 from tqdm import tqdm
 
 from vgjax.config import ConfigError
+from vgjax.data.prepare.plan import FileSource
 from vgjax.data.read.images import read_image
+from vgjax.data.read.tables import caption_rows
 from vgjax.data.sources import SOURCES
 from vgjax.types import SPLITS
 
@@ -61,21 +63,6 @@ class Outcome(NamedTuple):
     written: int
     done: int
     failed: tuple[tuple[str, str], ...]
-
-
-def read(path: str | os.PathLike[str]) -> dict[str, str]:
-    """Id -> caption of a file of JSON lines with at least "id" and "caption"; a last line cut short is left out.
-
-    Raises:
-      ConfigError: the file cannot be read, a line is something else, or an id has two captions.
-    """
-    captions: dict[str, str] = {}
-    for row in _rows(pathlib.Path(path))[0]:
-        item_id, caption = row["id"], row["caption"]
-        if captions.get(item_id, caption) != caption:
-            raise ConfigError(f"'{path}' holds a second caption of {item_id!r}: leave one of them")
-        captions[item_id] = caption
-    return captions
 
 
 def run(
@@ -187,7 +174,7 @@ def _resume(path: pathlib.Path, model: str, prompt: str) -> set[str]:
     """Ids that are done; a last line that was cut short is removed from the file."""
     if not path.exists():
         return set()
-    rows, complete = _rows(path)
+    rows, complete = caption_rows(path)
     for row in rows:
         if (row.get("model"), row.get("prompt")) != (model, prompt):
             raise ConfigError(
@@ -201,33 +188,6 @@ def _resume(path: pathlib.Path, model: str, prompt: str) -> set[str]:
             if file.read(1) != b"\n":
                 file.write(b"\n")
     return {row["id"] for row in rows}
-
-
-def _rows(path: pathlib.Path) -> tuple[list[dict[str, str]], int]:
-    """The rows of a file, and how many of its bytes hold them: the rest is a last line that was cut short."""
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        raise ConfigError(
-            f"cannot read '{path}': {error.strerror}: name a file of captions, one JSON a line"
-        ) from error
-    rows: list[dict[str, str]] = []
-    lines = data.split(b"\n")
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            if not (isinstance(row, dict) and isinstance(row["id"], str) and isinstance(row["caption"], str)):
-                raise KeyError("id")
-        except (ValueError, KeyError) as error:  # among them JSON and UTF-8 errors; a byte order mark is none
-            if number == len(lines):
-                return rows, len(data) - len(line)
-            raise ConfigError(
-                f"'{path}' line {number} is not a JSON object with the texts 'id' and 'caption': mend or remove it"
-            ) from error
-        rows.append(row)
-    return rows, len(data)
 
 
 def _append(path: pathlib.Path, rows: Sequence[dict[str, str]]) -> None:
@@ -247,10 +207,10 @@ def of_source(name: str, root: str) -> list[Picture]:
     Raises:
       ConfigError: there is no such reader, or the folder is not the dataset's.
     """
-    if name not in SOURCES:
-        raise ConfigError(f"--source is '{name}': choose one of {', '.join(sorted(SOURCES))}")
-    source = SOURCES[name]
-    entries = source.index(root).entries
+    sources = {key: source for key, source in SOURCES.items() if isinstance(source, FileSource)}
+    if name not in sources:
+        raise ConfigError(f"--source is '{name}': choose one of {', '.join(sorted(sources))}")
+    entries = sources[name].index(root).entries
     return [Picture(entry.id, functools.partial(_open, entry.image, root), entry.label) for entry in entries]
 
 

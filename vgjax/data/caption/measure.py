@@ -19,13 +19,8 @@ from skimage.measure import label as connected
 from skimage.measure import regionprops
 
 from vgjax.config import ConfigError
-from vgjax.data.caption.words import (
-    POLYP,
-    POSITIONS,
-    SHAPES,
-    Vocabulary,
-    article,
-)
+from vgjax.data.caption.words import POLYP, POSITIONS, SHAPES, Vocabulary, article
+from vgjax.data.entries import Thresholds
 
 ALWAYS_NAMED = ("position", "size")
 MODES = ("own", "measured", "both")
@@ -34,8 +29,6 @@ MEASURED_SIDE = 128  # pixels; finer detail changes no level and costs time
 MIN_AREA_FRACTION = 0.001  # less than this is specks, not a lesion
 FIELD_GREY = 25  # 0..255; darker pixels are the black frame around the endoscope's field of view
 SURROUND = 0.5  # width of the ring that a lesion is compared with, in radii of the disc of its area
-
-Thresholds = Mapping[str, Sequence[float]]
 
 # Where the levels of an attribute part, as quantiles of the training pictures. Lesions cluster in the middle: with
 # thirds of the picture most would be "centre", with terciles "left" would begin at the middle. Quartiles lie between.

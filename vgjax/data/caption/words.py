@@ -167,9 +167,4 @@ LUNGS = Vocabulary(
     empty=("a chest radiograph", "a radiograph of the chest"),
     single=False,
 )
-VOCABULARIES = {vocabulary.tissue: vocabulary for vocabulary in (POLYP, SKIN, BREAST, LUNGS)}
-
-
-def vocabulary_of(lesion: str, tissue: str, coloured: bool) -> Vocabulary:
-    """The vocabulary for a source's nouns: that of a known tissue, or a general one."""
-    return VOCABULARIES.get(tissue) or general(lesion, tissue, TONES if coloured else None)
+ANY = general("lesion", "tissue", TONES)

@@ -16,17 +16,15 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from vgjax.config import Config, ConfigError
 from vgjax.data import records
 from vgjax.data.caption.measure import SIDED
+from vgjax.data.entries import Plan
 from vgjax.data.prepare import builder
-from vgjax.data.prepare.plan import Plan, plan
 from vgjax.data.prepare.splits import number
-from vgjax.data.read.decode import to_png
 from vgjax.data.records import write_json
-from vgjax.data.sources import SOURCES, phantom
+from vgjax.data.sources import SOURCES
 from vgjax.text import load_text_encoder
 from vgjax.types import SPLITS
 
@@ -37,8 +35,7 @@ LIBRARIES = ("array-record", "numpy", "pillow", "scikit-image", "tensorflow-data
 
 def check(config: Config) -> None:
     """Raises ConfigError where the source or the text encoder cannot be read; looks at the layout only."""
-    if config.data.source in SOURCES:
-        SOURCES[config.data.source].check(config.data.root)
+    SOURCES[config.data.source].check(config.data.root)
     load_text_encoder(config.text_encoder)
 
 
@@ -58,7 +55,7 @@ def prepare(config: Config, folder: pathlib.Path) -> dict[str, int]:
         logging.info("records: prepared before, skipped")
         return json.loads(manifest.read_text())["counts"]
     folder.mkdir(parents=True, exist_ok=True)
-    made = _phantom(config) if config.data.source == "phantom" else plan(config, folder)
+    made = SOURCES[config.data.source].plan(config, folder)
     _check_mirroring(config, made)
     if config.data.shuffle_captions:
         _shuffle(made, config.seed)
@@ -103,22 +100,6 @@ def verify(config: Config, folder: pathlib.Path) -> dict[str, list[int]]:
 def damaged(folder: pathlib.Path) -> dict[str, list[int]]:
     """What the latest `verify` found."""
     return json.loads((folder / DAMAGED).read_text())
-
-
-def _phantom(config: Config) -> Plan:
-    """The procedural dataset."""
-    c = config.data
-
-    rows: dict[str, dict[str, dict[str, Any]]] = {split: {} for split in SPLITS}
-    pictures = []
-    with tqdm(desc="drawing", unit="image", mininterval=1.0) as bar:
-        for split in SPLITS:
-            for item in phantom.items(split, getattr(c, f"{split}_items"), config.seed, c.image_size):
-                pictures.append((item.id, to_png(item.image), to_png(item.mask)))
-                texts = {"caption": item.caption, "label": item.label, "group": ""}
-                rows[split][item.id] = {**texts, "factors": item.factors, "named": item.named}
-                bar.update()
-    return Plan(rows, lambda: pictures, present=len(pictures))
 
 
 def _check_mirroring(config: Config, made: Plan) -> None:

@@ -1,4 +1,4 @@
-"""What preparation will write of a dataset: who is used, in which split, with which caption."""
+"""Datasets that are read from a folder: who is used, in which split, with which caption."""
 
 from __future__ import annotations
 
@@ -6,95 +6,76 @@ import dataclasses
 import logging
 import pathlib
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from vgjax.config import Config, ConfigError
-from vgjax.data.caption import captioner
 from vgjax.data.caption import measure as captions
-from vgjax.data.caption import words as vocabularies
-from vgjax.data.entries import Entry, Skip, Source
+from vgjax.data.caption.mask_reading import mask_reader
+from vgjax.data.caption.words import Vocabulary
+from vgjax.data.entries import Entry, Index, Plan, Reader, Skip, Thresholds
 from vgjax.data.prepare import duplicates, splits
 from vgjax.data.prepare.parts import Parts
 from vgjax.data.read.decode import Settings
-from vgjax.data.sources import SOURCES
+from vgjax.data.read.tables import read_captions
 from vgjax.types import SPLITS
 
-Pictures = Callable[[], Iterable[tuple[str, bytes, bytes]]]
 
-
-@dataclasses.dataclass
-class Plan:
-    """What will be written.
+@dataclasses.dataclass(frozen=True)
+class FileSource:
+    """A dataset in a folder of its own layout.
 
     Attributes:
-      rows: split -> id -> caption, label, group, factors, named; in the order of `pictures`.
-      pictures: (id, image PNG, mask PNG) of all, anew on each call.
-      present: how many pictures the source holds.
-      skipped: what was left out.
-      thresholds: where the levels of measured captions part.
-      groups: how many patients, lesions or groups of near-duplicates there are.
-      torn: groups that the dataset's own lists put into several splits.
-      leaks: what stands on both sides of a split, a sentence each.
-      clean: removes what only preparation needed.
+      check: root -> nothing; ConfigError where the layout is not the dataset's; looks at names only.
+      index: root -> everything in it, checked; reads tables and names, no pixels.
+      vocabulary: what captions may say of its masks and pixels.
     """
 
-    rows: dict[str, dict[str, dict[str, Any]]]
-    pictures: Pictures
-    present: int
-    skipped: list[Skip] = dataclasses.field(default_factory=list)
-    thresholds: Mapping[str, Any] = dataclasses.field(default_factory=dict)
-    groups: int = 0
-    torn: tuple[str, ...] = ()
-    leaks: list[str] = dataclasses.field(default_factory=list)
-    clean: Callable[[], None] = lambda: None
+    check: Callable[[str], None]
+    index: Callable[[str], Index]
+    vocabulary: Vocabulary
 
+    def reader(self, thresholds: Thresholds) -> Reader:
+        """Reads position and size from the lesion mask."""
+        return mask_reader(self.vocabulary, thresholds)
 
-def vocabulary_of(source: str) -> vocabularies.Vocabulary:
-    """The words for a source's pictures."""
-    found = SOURCES[source]
-    return vocabularies.vocabulary_of(found.lesion, found.tissue, found.coloured)
+    def plan(self, config: Config, folder: pathlib.Path) -> Plan:
+        """Decodes the dataset into folder/parts and decides the rest.
 
+        Raises:
+          ConfigError: nothing usable, too many damaged files, or lists of splits that do not fit.
+        """
+        c = config.data
+        index = self.index(c.root)
+        root = str(pathlib.Path(c.root).resolve())
+        settings = Settings(root, c.image_size, c.aspect, c.max_pixels, self.vocabulary)
+        parts = Parts(folder / "parts", index.entries, settings)
+        parts.decode(c.workers)
+        skipped = [*index.skipped, *parts.skipped]
+        _check_share(parts.skipped, len(index.entries), c.max_bad_fraction)
 
-def plan(config: Config, folder: pathlib.Path) -> Plan:
-    """Decodes the dataset into folder/parts and decides the rest.
-
-    Raises:
-      ConfigError: nothing usable, too many damaged files, or lists of splits that do not fit.
-    """
-    c = config.data
-    source: Source = SOURCES[c.source]
-    index = source.index(c.root)
-    root = str(pathlib.Path(c.root).resolve())
-    vocabulary = vocabulary_of(c.source)
-    settings = Settings(root, c.image_size, c.aspect, c.max_pixels, vocabulary)
-    parts = Parts(folder / "parts", index.entries, settings)
-    parts.decode(c.workers)
-    skipped = [*index.skipped, *parts.skipped]
-    _check_share(parts.skipped, len(index.entries), c.max_bad_fraction)
-
-    entries, measured = _matched(index.entries, parts, c.captions_file)
-    groups = group(entries, measured)
-    assigned = _assign(config, entries, groups)
-    thresholds, rows = _captioned(config, vocabulary, entries, measured, groups, assigned.splits)
-    splits.write(folder / "splits", assigned.splits)
-    hashes = {entry.id: row["sha256"] for entry, row in zip(entries, measured, strict=True)}
-    leaks = splits.leaks(assigned.splits, dict(zip(assigned.splits, groups, strict=True)), hashes)
-    for leak in leaks:
-        logging.warning("leak between splits: %s", leak)
-    return Plan(
-        rows=rows,
-        pictures=lambda: ((row["id"], row["image"], row["mask"]) for row in parts),
-        present=index.present,
-        skipped=skipped,
-        thresholds=thresholds,
-        groups=len(set(groups)),
-        torn=assigned.torn,
-        leaks=leaks,
-        clean=parts.remove,
-    )
+        entries, measured = _matched(index.entries, parts, c.captions_file)
+        groups = group(entries, measured)
+        assigned = _assign(config, entries, groups)
+        thresholds, rows = _captioned(config, self.vocabulary, entries, measured, groups, assigned.splits)
+        splits.write(folder / "splits", assigned.splits)
+        hashes = {entry.id: row["sha256"] for entry, row in zip(entries, measured, strict=True)}
+        leaks = splits.leaks(assigned.splits, dict(zip(assigned.splits, groups, strict=True)), hashes)
+        for leak in leaks:
+            logging.warning("leak between splits: %s", leak)
+        return Plan(
+            rows=rows,
+            pictures=lambda: ((row["id"], row["image"], row["mask"]) for row in parts),
+            present=index.present,
+            skipped=skipped,
+            thresholds=thresholds,
+            groups=len(set(groups)),
+            torn=assigned.torn,
+            leaks=leaks,
+            clean=parts.remove,
+        )
 
 
 def _check_share(bad: Sequence[Skip], total: int, most: float) -> None:
@@ -109,7 +90,7 @@ def _check_share(bad: Sequence[Skip], total: int, most: float) -> None:
 def _matched(entries: Sequence[Entry], parts: Parts, captions_file: str) -> tuple[list[Entry], list[dict[str, Any]]]:
     """Entries that could be decoded, with what was measured on them (the pictures themselves stay on disk)."""
     by_id = {entry.id: entry for entry in entries}
-    told = captioner.read(captions_file) if captions_file else {}
+    told = read_captions(captions_file) if captions_file else {}
     found, measured = [], []
     for row in parts:
         entry = by_id[row["id"]]
@@ -163,12 +144,12 @@ def _assign(config: Config, entries: Sequence[Entry], groups: Sequence[str]) -> 
 
 def _captioned(
     config: Config,
-    vocabulary: vocabularies.Vocabulary,
+    vocabulary: Vocabulary,
     entries: Sequence[Entry],
     measured: Sequence[Mapping[str, Any]],
     groups: Sequence[str],
     assigned: Mapping[str, str],
-) -> tuple[Mapping[str, Any], dict[str, dict[str, dict[str, Any]]]]:
+) -> tuple[Thresholds, dict[str, dict[str, dict[str, Any]]]]:
     """Thresholds, fitted to the training split alone, and the rows of each split."""
     c = config.data
     training = [row["attributes"] for row in measured if assigned[row["id"]] == "train"]

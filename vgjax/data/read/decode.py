@@ -77,7 +77,7 @@ def decode(entry: Entry, settings: Settings) -> dict[str, Any] | Skip:
     try:
         hint = settings.image_size if settings.aspect != "pad" else None
         picture = read_image(entry.image, root, settings.max_pixels, min_side=hint)
-        mask = read_mask(entry.masks, root, picture.pixels.shape[:2], settings.max_pixels)
+        mask = read_mask(entry.masks, root, picture.pixels.shape[:2], settings.max_pixels, picture.full_size)
     except ImageError as error:
         return Skip(where, error.reason, error.detail)
     image, mask = square(picture.pixels, mask, settings.image_size, settings.aspect)

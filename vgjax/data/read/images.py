@@ -105,6 +105,7 @@ def read_mask(
     root: str | pathlib.Path,
     shape: tuple[int, int],
     max_pixels: int = MAX_PIXELS,
+    full_size: tuple[int, int] | None = None,
 ) -> np.ndarray:
     """The union of masks, (H, W) uint8 of 0 and 1; none at all give an empty mask.
 
@@ -119,9 +120,10 @@ def read_mask(
     Args:
       masks: files, or run lengths.
       root: nothing outside of it is opened.
-      shape: (H, W) of the picture. A mask of another size but the same aspect ratio (within 1 %) is resampled to it,
-        nearest neighbour, so that the shape of a picture decoded at a reduced scale will do.
+      shape: (H, W) of the result, to which masks are resampled, nearest neighbour.
       max_pixels: as for pictures.
+      full_size: (H, W) of the picture's file, whose aspect ratio a mask must have within 1 %; by default `shape`. That
+        of a picture decoded at a reduced scale is rounded, which in a small one is more than 1 %.
 
     Raises:
       ImageError: a mask cannot be used, or is of another size.
@@ -130,10 +132,11 @@ def read_mask(
     union = np.zeros(shape, bool)
     for mask in masks:
         if isinstance(mask, RunLengths):
-            union |= _fitted(_runs(mask, max_pixels), shape, "run lengths")
+            union |= _fitted(_runs(mask, max_pixels), shape, full_size or shape, "run lengths")
             continue
         with opened(mask, root) as (stream, head):
-            union |= _fitted(_mask_file(stream, head, str(mask), max_pixels), shape, str(mask))
+            inside = _mask_file(stream, head, str(mask), max_pixels)
+            union |= _fitted(inside, shape, full_size or shape, str(mask))
     return union.astype(np.uint8)
 
 
@@ -252,12 +255,13 @@ def _runs(runs: RunLengths, max_pixels: int) -> np.ndarray:
     return (np.cumsum(steps[:-1]) > 0).reshape(runs.height, runs.width)
 
 
-def _fitted(mask: np.ndarray, shape: tuple[int, int], name: str) -> np.ndarray:
-    """The mask at another shape of the same aspect ratio."""
+def _fitted(mask: np.ndarray, shape: tuple[int, int], full_size: tuple[int, int], name: str) -> np.ndarray:
+    """The mask at another shape, where it has the aspect ratio of the full size."""
+    height, width = full_size
+    if not 1 / 1.01 <= (mask.shape[1] * height) / (mask.shape[0] * width) <= 1.01:
+        raise ImageError(
+            name, "mask of another size", f"{mask.shape[1]}x{mask.shape[0]} for a picture of {width}x{height}"
+        )
     if mask.shape == shape:
         return mask
-    ratio = (mask.shape[1] * shape[0]) / (mask.shape[0] * shape[1])
-    if not 1 / 1.01 <= ratio <= 1.01:
-        detail = f"{mask.shape[1]}x{mask.shape[0]} for a picture of {shape[1]}x{shape[0]}"
-        raise ImageError(name, "mask of another size", detail)
     return np.asarray(Image.fromarray(mask).resize((shape[1], shape[0]), Image.Resampling.NEAREST))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import io
+import json
 import os
 import pathlib
 import re
@@ -71,3 +72,45 @@ def open_text(base: pathlib.Path, path: pathlib.Path) -> io.TextIOBase:
         raise ConfigError(f"table '{path}' is no file inside '{base}': replace it by the file itself")
     opened = gzip.open if path.suffix.lower() == ".gz" else open
     return opened(path, "rt", encoding="utf-8-sig", errors="replace", newline="")
+
+
+def read_captions(path: str | os.PathLike[str]) -> dict[str, str]:
+    """Id -> caption of a file of JSON lines with at least "id" and "caption"; a last line cut short is left out.
+
+    Raises:
+      ConfigError: the file cannot be read, a line is something else, or an id has two captions.
+    """
+    captions: dict[str, str] = {}
+    for row in caption_rows(pathlib.Path(path))[0]:
+        item_id, caption = row["id"], row["caption"]
+        if captions.get(item_id, caption) != caption:
+            raise ConfigError(f"'{path}' holds a second caption of {item_id!r}: leave one of them")
+        captions[item_id] = caption
+    return captions
+
+
+def caption_rows(path: pathlib.Path) -> tuple[list[dict[str, str]], int]:
+    """The rows of a file, and how many of its bytes hold them: the rest is a last line that was cut short."""
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read '{path}': {error.strerror}: name a file of captions, one JSON a line"
+        ) from error
+    rows: list[dict[str, str]] = []
+    lines = data.split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not (isinstance(row, dict) and isinstance(row["id"], str) and isinstance(row["caption"], str)):
+                raise KeyError("id")
+        except (ValueError, KeyError) as error:  # among them JSON and UTF-8 errors; a byte order mark is none
+            if number == len(lines):
+                return rows, len(data) - len(line)
+            raise ConfigError(
+                f"'{path}' line {number} is not a JSON object with the texts 'id' and 'caption': mend or remove it"
+            ) from error
+        rows.append(row)
+    return rows, len(data)

@@ -15,7 +15,9 @@ import pathlib
 import re
 
 from vgjax.config import ConfigError
-from vgjax.data.entries import Entry, Index, Skip, Source, fault, find, home, inside, shown
+from vgjax.data.caption.words import BREAST
+from vgjax.data.entries import Entry, Index, Skip, fault, find, home, inside, shown
+from vgjax.data.prepare.plan import FileSource
 
 CLASSES = ("benign", "malignant", "normal")
 EMPTY = "normal"  # the class whose masks are black
@@ -87,7 +89,7 @@ def index(root: str) -> Index:
     return Index(tuple(entries[name] for name in sorted(entries)), tuple(sorted(skipped)), present).check(root)
 
 
-SOURCE = Source(check=check, index=index, lesion="lesion", tissue="breast tissue", coloured=False)
+SOURCE = FileSource(check, index, BREAST)
 
 
 def _files(

@@ -17,7 +17,9 @@ import os
 import pathlib
 
 from vgjax.config import ConfigError
-from vgjax.data.entries import Entry, Index, Skip, Source, fault, find, home, inside, shown
+from vgjax.data.caption.words import LUNGS
+from vgjax.data.entries import Entry, Index, Skip, fault, find, home, inside, shown
+from vgjax.data.prepare.plan import FileSource
 from vgjax.data.prepare.splits import merged
 from vgjax.data.read.tables import MAX_TEXT, table_rows, tidy
 
@@ -91,7 +93,7 @@ def index(root: str) -> Index:
     return Index(tuple(sorted(entries, key=lambda e: e.id)), tuple(skipped), len(images)).check(root)
 
 
-SOURCE = Source(check=check, index=index, lesion="lung field", tissue="chest", coloured=False)
+SOURCE = FileSource(check, index, LUNGS)
 
 
 def _rows(base: pathlib.Path, images: set[pathlib.Path], skipped: list[Skip]) -> dict[pathlib.Path, Rows]:

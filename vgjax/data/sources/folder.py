@@ -20,7 +20,9 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from vgjax.config import ConfigError
-from vgjax.data.entries import Entry, Index, Skip, Source, fault, find, home, shown
+from vgjax.data.caption.words import ANY
+from vgjax.data.entries import Entry, Index, Skip, fault, find, home, shown
+from vgjax.data.prepare.plan import FileSource
 from vgjax.data.read.tables import MAX_TEXT, open_text, table_rows, tidy
 from vgjax.types import SPLITS
 
@@ -106,7 +108,7 @@ def index(root: str) -> Index:
     return Index(tuple(sorted(entries, key=lambda e: e.id)), tuple(skipped), len(images)).check(root)
 
 
-SOURCE = Source(check=check, index=index, lesion="lesion", tissue="tissue", coloured=True)
+SOURCE = FileSource(check, index, ANY)
 
 
 def pictures(base: pathlib.Path) -> list[pathlib.Path]:

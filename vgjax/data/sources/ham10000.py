@@ -18,7 +18,9 @@ import pathlib
 from typing import NamedTuple
 
 from vgjax.config import ConfigError
-from vgjax.data.entries import Entry, Index, Skip, Source, fault, find, home, shown
+from vgjax.data.caption.words import SKIN
+from vgjax.data.entries import Entry, Index, Skip, fault, find, home, shown
+from vgjax.data.prepare.plan import FileSource
 
 CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 MASK = "_segmentation"
@@ -88,7 +90,7 @@ def index(root: str) -> Index:
     return Index(tuple(entries), tuple(skipped), present).check(root)
 
 
-SOURCE = Source(check=check, index=index, lesion="lesion", tissue="skin", coloured=True)
+SOURCE = FileSource(check, index, SKIN)
 
 
 def _files(base: pathlib.Path, skipped: list[Skip]) -> tuple[dict[str, pathlib.Path], dict[str, pathlib.Path], int]:

@@ -15,7 +15,9 @@ import os
 import pathlib
 
 from vgjax.config import ConfigError
-from vgjax.data.entries import Entry, Index, Skip, Source, fault, find, home, inside, shown
+from vgjax.data.caption.words import POLYP
+from vgjax.data.entries import Entry, Index, Skip, fault, find, home, inside, shown
+from vgjax.data.prepare.plan import FileSource
 
 FOLDERS = ("images", "masks")
 LABEL = "polyp"
@@ -77,7 +79,7 @@ def index(root: str) -> Index:
     return Index(tuple(entries), tuple(skipped), present).check(root)
 
 
-SOURCE = Source(check=check, index=index, lesion="polyp", tissue="mucosa", coloured=True)
+SOURCE = FileSource(check, index, POLYP)
 
 
 def _files(base: pathlib.Path) -> tuple[dict[str, pathlib.Path], dict[str, pathlib.Path], list[Skip], int]:

@@ -30,7 +30,9 @@ import numpy as np
 
 from vgjax.config import ConfigError
 from vgjax.data.caption.reports import caption
-from vgjax.data.entries import Entry, Index, RunLengths, Skip, Source, fault, find, home, inside, shown
+from vgjax.data.caption.words import LUNGS
+from vgjax.data.entries import Entry, Index, RunLengths, Skip, fault, find, home, inside, shown
+from vgjax.data.prepare.plan import FileSource
 from vgjax.data.read.tables import MAX_TEXT, table_rows, tidy
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm")
@@ -41,10 +43,10 @@ FINDINGS = (
     *("Lung Opacity", "No Finding", "Pleural Effusion", "Pleural Other", "Pneumonia", "Pneumothorax"),
     "Support Devices",
 )
-LUNGS = ("Left Lung", "Right Lung")
+LUNG_COLUMNS = ("Left Lung", "Right Lung")
 QUALITY = "Dice RCA (Mean)"
 MIN_QUALITY = 0.7
-CHEXMASK = ("dicom_id", QUALITY, *LUNGS, "Height", "Width")
+CHEXMASK = ("dicom_id", QUALITY, *LUNG_COLUMNS, "Height", "Width")
 MAX_REPORT = 1_000_000  # characters; what is beyond is not read
 HOLDS = "the folder that holds files/ and the tables of MIMIC-CXR-JPG (a PhysioNet download's innermost folder)"
 
@@ -139,7 +141,7 @@ def index(root: str) -> Index:
     return Index(tuple(entries), tuple(skipped), len(files)).check(root)
 
 
-SOURCE = Source(check=check, index=index, lesion="lung field", tissue="chest", coloured=False)
+SOURCE = FileSource(check, index, LUNGS)
 
 
 def _table(base: pathlib.Path, kind: str) -> pathlib.Path | None:
@@ -228,10 +230,10 @@ def lungs_of(row: Mapping[str, str]) -> Masks:
         return ()
     try:
         height, width = int(float(row["Height"])), int(float(row["Width"]))
-        lungs = tuple(PackedRunLengths.pack(row[name], height, width) for name in LUNGS)
+        lungs = tuple(PackedRunLengths.pack(row[name], height, width) for name in LUNG_COLUMNS)
     except (ValueError, OverflowError):
         return ()
-    return lungs if all(row[name].strip() for name in LUNGS) else ()
+    return lungs if all(row[name].strip() for name in LUNG_COLUMNS) else ()
 
 
 def _chexmask(base: pathlib.Path) -> list[pathlib.Path]:

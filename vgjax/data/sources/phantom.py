@@ -9,13 +9,18 @@ whole image. Lengths below are pixels of a 32x32 image and scale with the image;
 from __future__ import annotations
 
 import functools
+import pathlib
 from collections.abc import Collection, Iterator, Mapping
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
+from tqdm import tqdm
 
-from vgjax.config import ConfigError
-from vgjax.data.sources import phantom_text
+from vgjax.config import Config, ConfigError
+from vgjax.data.entries import Plan, Reader, Thresholds
+from vgjax.data.read.decode import to_png
+from vgjax.data.sources import phantom_reading, phantom_text
 from vgjax.types import SPLITS, Item
 
 _ROWS, _COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
@@ -101,7 +106,7 @@ def describe(factors: Mapping[str, str], rng: np.random.Generator, named: Collec
     """A caption that names the factors in `named` (default: `choose_named`) and no others."""
     named = choose_named(rng) if named is None else named
     if unknown := sorted(set(named) - set(FACTORS)):
-        raise ConfigError(f"phantom: named names unknown factors {unknown}; choose among {list(FACTORS)}.")
+        raise ValueError(f"named holds unknown factors {unknown}: choose among {list(FACTORS)}")
     return phantom_text.compose(factors, rng, named)
 
 
@@ -115,7 +120,7 @@ def render(
       mask: (H, W) uint8, 1 on the main lesion and its satellites, before any blur.
 
     Raises:
-      ConfigError: a size below 32 or an unknown level.
+      ValueError: a size below 32 or an unknown level.
     """
     _check(factors, size)
     scale = size / REFERENCE_SIZE
@@ -142,7 +147,7 @@ def items(split: str, count: int, seed: int, size: int = REFERENCE_SIZE) -> Iter
     Training and validation hold no held-out combination; test holds both kinds in their natural shares.
     """
     if split not in SPLITS:
-        raise ConfigError(f"phantom: unknown split {split!r}; choose among {list(SPLITS)}.")
+        raise ValueError(f"unknown split {split!r}: choose among {list(SPLITS)}")
     for i in range(count):
         rng = np.random.default_rng([seed, SPLITS.index(split), i])
         factors = sample_factors(rng, held_out=None if split == "test" else False)
@@ -161,12 +166,54 @@ def items(split: str, count: int, seed: int, size: int = REFERENCE_SIZE) -> Iter
         )
 
 
+class Phantom:
+    """The source: as many pictures as the config asks for, drawn in the size that it trains on."""
+
+    def check(self, root: str) -> None:
+        """Nothing: no folder is read."""
+
+    def plan(self, config: Config, folder: pathlib.Path) -> Plan:
+        """Draws all splits; nothing is left in `folder`.
+
+        Raises:
+          ConfigError: the pictures are too small to draw.
+        """
+        c = config.data
+        if c.image_size < REFERENCE_SIZE:
+            raise ConfigError(
+                f"config key 'data.image_size' is {c.image_size}: phantoms need at least {REFERENCE_SIZE} pixels"
+            )
+        counts = {"train": c.train_items, "validation": c.validation_items, "test": c.test_items}
+        rows: dict[str, dict[str, dict[str, Any]]] = {split: {} for split in SPLITS}
+        pictures = []
+        with tqdm(desc="drawing", unit="image", mininterval=1.0) as bar:
+            for split in SPLITS:
+                for item in items(split, counts[split], config.seed, c.image_size):
+                    pictures.append((item.id, to_png(item.image), to_png(item.mask)))
+                    texts = {"caption": item.caption, "label": item.label, "group": ""}
+                    rows[split][item.id] = {**texts, "factors": item.factors, "named": item.named}
+                    bar.update()
+        return Plan(rows, lambda: pictures, present=len(pictures))
+
+    def reader(self, thresholds: Thresholds) -> Reader:
+        """Reads every factor from the pixels alone; levels are uniform, so chance is one among them."""
+        return Reader(
+            channels={factor: "anatomy" if factor in ANATOMY else "modality" for factor in FACTORS},
+            read=lambda pictures, lesion: phantom_reading.measure_many(pictures),
+            chance=lambda requested, factor: 1.0 / len(FACTORS[factor]),
+            describe=describe,
+        )
+
+
+SOURCE = Phantom()
+
+
 def _check(factors: Mapping[str, str], size: int) -> None:
     if size < REFERENCE_SIZE:
-        raise ConfigError(f"phantom: size is {size} pixels; use at least {REFERENCE_SIZE}.")
+        raise ValueError(f"size is {size} pixels: use at least {REFERENCE_SIZE}")
     for name, levels in FACTORS.items():
         if factors.get(name) not in levels:
-            raise ConfigError(f"phantom: factor {name!r} is {factors.get(name)!r}; choose among {list(levels)}.")
+            raise ValueError(f"factor {name!r} is {factors.get(name)!r}: choose among {list(levels)}")
 
 
 @functools.lru_cache(maxsize=4)

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from scipy import ndimage
 from skimage import transform
-
-from vgjax.config import ConfigError
 
 SIDE = 32
 POSITION_ROWS, POSITION_COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
@@ -104,7 +102,7 @@ def measure(image: np.ndarray) -> dict[str, str | None]:
       image: (H, W, 3) uint8, or float in [-1, 1].
 
     Raises:
-      ConfigError: another shape or type.
+      ValueError: another shape or type.
     """
     rgb = _reference_image(image)
     luminance = rgb.mean(axis=-1)
@@ -134,7 +132,7 @@ def measure(image: np.ndarray) -> dict[str, str | None]:
     return levels
 
 
-def measure_many(images: Iterable[np.ndarray]) -> list[dict[str, str | None]]:
+def measure_many(images: Iterable[np.ndarray]) -> list[Mapping[str, str | None]]:
     """`measure` of each image."""
     return [measure(image) for image in images]
 
@@ -143,13 +141,13 @@ def _reference_image(image: np.ndarray) -> np.ndarray:
     """(SIDE, SIDE, 3) float in [0, 1]."""
     image = np.asarray(image)
     if image.ndim != 3 or image.shape[-1] != 3 or min(image.shape) == 0:
-        raise ConfigError(f"measure: the image has shape {image.shape}; give (height, width, 3).")
+        raise ValueError(f"the image has shape {image.shape}: give (height, width, 3)")
     if image.dtype == np.uint8:
         rgb = image / 255.0
     elif np.issubdtype(image.dtype, np.floating):
         rgb = np.clip(np.nan_to_num(image.astype(np.float64)) / 2.0 + 0.5, 0.0, 1.0)
     else:
-        raise ConfigError(f"measure: the image is {image.dtype}; give uint8, or float in [-1, 1].")
+        raise ValueError(f"the image is {image.dtype}: give uint8, or float in [-1, 1]")
     height, width = rgb.shape[:2]
     if (height, width) == (SIDE, SIDE):
         return rgb

@@ -28,5 +28,5 @@ def get_config(variants: str = ""):
     c.name = "kvasir_seg"
     c.data.source = "kvasir_seg"
     c.data.validation_fraction = 0.15  # enough pictures to tell which directions text predicts
-    c.evaluate.update(dict(baseline="shuffled_captions", prompts=160))
+    c.evaluate.update(dict(metrics=("control", "gain", "swap", "prior"), prompts=160))
     return base.with_variants(c, variants, {"cpu": cpu})

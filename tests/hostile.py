@@ -143,6 +143,16 @@ def tiff_header(width: int, height: int, tile: int = 0) -> bytes:
     return b"II*\0" + struct.pack("<I", 8) + struct.pack("<H", len(tags)) + entries + b"\0\0\0\0"
 
 
+def lookup(values: np.ndarray) -> Any:
+    """The item of a VOI LUT sequence that maps 0, 1, ... to these values."""
+    from pydicom.dataset import Dataset
+
+    item = Dataset()
+    item.add_new("LUTDescriptor", "US", [len(values), 0, 16])
+    item.add_new("LUTData", "US", values.tolist())
+    return item
+
+
 def pictures() -> dict[str, bytes]:
     """What has to be decoded."""
     rgb, grey, shift = colours(), greys(), greys()[:, ::-1].copy()
@@ -206,6 +216,12 @@ def pictures() -> dict[str, bytes]:
         "rescaled.dcm": dicom(
             grey.astype(np.uint16), RescaleSlope=2, RescaleIntercept=-200, WindowCenter=100.5, WindowWidth=201
         ),
+        "falling.dcm": dicom(
+            grey, RescaleSlope=-1, RescaleIntercept=0, WindowCenter=-100, WindowWidth=100, VOILUTFunction="LINEAR_EXACT"
+        ),
+        "lookup.dcm": dicom(grey, VOILUTSequence=[lookup(np.arange(256).clip(50, 150))]),
+        "half_a_window.dcm": dicom(grey, WindowCenter=100),
+        "window_of_nothing.dcm": dicom(grey, WindowCenter="777", WindowWidth=100).replace(b"777", b"NaN"),
         "inverted.dcm": dicom(grey, PhotometricInterpretation="MONOCHROME1"),
         "colour.dcm": dicom(rgb),
         "frames.dcm": dicom(np.stack([grey, shift]), frames=2),

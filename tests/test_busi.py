@@ -11,7 +11,7 @@ import pytest
 
 from tests.source_checks import reasons, refused_by
 from vgjax.config import ConfigError
-from vgjax.data.entries import Index, find
+from vgjax.data.entries import SUFFIXES, Index, find
 from vgjax.data.sources import busi
 from vgjax.data.sources.busi import SOURCE
 
@@ -36,7 +36,7 @@ def read(root: Path) -> Index:
     """An index whose promises are kept, and kept twice."""
     index = SOURCE.index(str(root))
     assert index == SOURCE.index(str(root))
-    pictures = [p for p in find(root, busi.SUFFIXES) if "_mask" not in p.name.lower()]
+    pictures = [p for p in find(root, SUFFIXES) if "_mask" not in p.name.lower()]
     assert index.present == len(pictures) == len(index.entries) + sum(skip.picture for skip in index.skipped)
     assert [entry.id for entry in index.entries] == sorted(entry.id for entry in index.entries)
     return index

@@ -1,15 +1,32 @@
+"""Metrics: the estimates that they make of readings, and the pictures that they ask for."""
+
 from __future__ import annotations
 
 import numpy as np
 import pytest
 
-from vgjax.evaluation import control
+from vgjax.data.caption import words
+from vgjax.data.caption.mask_reading import mask_reader
+from vgjax.data.entries import Reader
+from vgjax.data.sources import SOURCES
+from vgjax.evaluation.metrics import METRICS, base, control, gain, prior, swap
+from vgjax.evaluation.metrics.base import CAPTIONS, Options, Seen, caption_requests
 
+PICTURE, MASK = np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint8)
 CHANNELS = {"size": "anatomy", "colour": "modality", "shape": "anatomy"}
 
 
-def case(**requested):
-    return control.TestCase("a caption", requested, np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint8))
+def options(draws=1, chance=lambda requested, factor: {"size": 1 / 3, "colour": 0.5}[factor], reader=None):
+    read = reader or Reader(CHANNELS, CHANNELS, lambda pictures, lesion: [], chance, lambda levels, rng, named: "")
+    return Options(read, seed=0, draws=draws, resamples=200)
+
+
+def case(caption="a caption", levels=None, **requested):
+    return base.TestCase(caption, "", levels or requested, requested, PICTURE, MASK)
+
+
+def seen(levels):
+    return Seen(np.stack([PICTURE] * len(levels)), levels)
 
 
 CASES = [case(size="small", colour="red"), case(size="large"), case(colour="blue"), case(size="small")]
@@ -22,16 +39,127 @@ def test_only_named_factors_count_and_unreadable_is_wrong():
     assert control.hits(CASES, READ, "shape").tolist() == []
 
 
-def test_rows_and_metrics():
-    chance = {"size": 1 / 3, "colour": 0.5}
-    rows = control.control_rows(CASES, READ, [w.requested for w in CASES], CHANNELS, chance, seed=0, draws=200)
-    assert [row.factor for row in rows] == ["size", "colour"]  # nobody asked for a shape
-    values = control.as_metrics(rows, len(CASES))
-    assert values["control/accuracy/size"] == pytest.approx(2 / 3)
-    assert values["control/score/size"] == pytest.approx(0.5)
-    assert values["control/accuracy_mean"] == pytest.approx((2 / 3 + 0.5) / 2)
-    assert values["control/accuracy_mean_modality"] == 0.5
-    assert values["control_real/size"] == 1.0
-    assert values["control/low/size"] <= 2 / 3 <= values["control/high/size"]
-    assert values["control/n"] == 4
-    assert values["control/n/colour"] == 2
+def test_control_estimates_each_factor_that_is_named_and_their_mean():
+    real = seen([one.requested for one in CASES])
+    later = [{"size": "wrong"}] * len(CASES)  # control is told of one picture a caption, whatever else was drawn
+    found = dict(control.measure(CASES, {CAPTIONS: seen(READ + later)}, real, options(draws=2)))
+    assert not any("shape" in name for name in found)  # nobody asked for one
+    size = found["control/accuracy/size"]
+    assert (size.value, size.n, size.split) == (pytest.approx(2 / 3), 3, "test")
+    assert size.interval[0] <= 2 / 3 <= size.interval[1] and size.interval[0] < size.interval[1]
+    assert found["control/accuracy/colour"].n == 2
+    assert found["control/score/size"].value == pytest.approx(0.5)
+    assert found["control/chance/size"].value == pytest.approx(1 / 3)
+    assert found["control_real/size"].value == 1.0
+    assert found["control/accuracy_mean"].value == pytest.approx((2 / 3 + 0.5) / 2)
+    assert found["control/accuracy_mean_anatomy"].value == pytest.approx(2 / 3)
+    assert found["control/accuracy_mean_modality"].value == 0.5
+    assert found["control/accuracy_mean"].n == 4
+
+
+def test_a_factor_that_never_varies_measures_no_control():
+    always = options(chance=lambda requested, factor: float(factor == "size"))
+    found = dict(control.measure(CASES, {CAPTIONS: seen(READ)}, seen(READ), always))
+    assert not any(name.endswith("/size") for name in found) and found["control/accuracy_mean"].value == 0.5
+
+
+@pytest.mark.parametrize(("draws", "expected"), [(1, 1.0), (2, 0.5)])
+def test_gain_over_other_captions_is_a_mean_over_draws(draws, expected):
+    """The first pictures follow their captions, later ones show nothing; another's caption never fits."""
+    cases, told = [case(str(i), size=str(i)) for i in range(8)], options(draws)
+    shown = {}
+    for name, requests in gain.METRIC.sets.items():
+        asked = [request.prompt for request in requests(cases, told)]
+        drawn = asked[: len(cases)] + ["nothing"] * (len(asked) - len(cases))
+        shown[name] = seen([{"size": text} for text in drawn])
+    found = dict(gain.measure(cases, shown, shown[CAPTIONS], told))
+    assert found["control_true/size"].value == found["control_gain/size"].value == expected
+    assert found["control_gain/size"].interval == (expected, expected)
+    assert found["control_gain/size"].n == 8
+    assert found["control_shuffled/size"].value == 0.0
+    assert {name.rsplit("/", 1)[-1] for name in found} == {"size"}
+
+
+def test_nobody_keeps_its_own_caption_and_each_draw_assigns_anew():
+    cases = [case(str(i), size=str(i)) for i in range(8)]
+    own = [request.prompt for request in caption_requests(cases, options(3))]
+    others = [request.prompt for request in gain.other_requests(cases, options(3))]
+    assert own == [str(i) for i in range(8)] * 3
+    draws = [tuple(others[8 * i : 8 * (i + 1)]) for i in range(3)]
+    assert len(set(draws)) == 3
+    for draw in draws:
+        assert sorted(draw) == own[:8] and all(a != b for a, b in zip(draw, own[:8], strict=True))
+
+
+def phrases(vocabulary, factors):
+    return {text for factor in factors for texts in vocabulary.words[factor].values() for text in texts}
+
+
+@pytest.mark.parametrize("vocabulary", [words.SKIN, words.BREAST, words.POLYP, words.ANY])
+def test_swap_puts_all_anatomy_into_row_texts_and_none_into_column_texts(vocabulary):
+    rng = np.random.default_rng(0)
+    factors = (*vocabulary.anatomy, *vocabulary.modality)
+    cases = []
+    for _ in range(swap.ROWS + swap.COLUMNS):
+        levels = {factor: str(rng.choice(list(vocabulary.words[factor]))) for factor in factors}
+        cases.append(case("own words", levels, position=levels["position"]))
+    asked = swap.requests(cases, options(reader=mask_reader(vocabulary, {})))
+    assert len(asked) == swap.ROWS * swap.COLUMNS
+    assert all(request.same_noise and not request.prompt for request in asked)
+    for i, request in enumerate(asked):
+        row, column = cases[i // swap.COLUMNS], cases[swap.ROWS + i % swap.COLUMNS]
+        for factor in vocabulary.anatomy:
+            assert any(text in request.anatomy.lower() for text in vocabulary.words[factor][row.levels[factor]])
+        for factor in vocabulary.modality:
+            assert any(text in request.modality.lower() for text in vocabulary.words[factor][column.levels[factor]])
+        said = f" {request.modality.lower().replace('.', ' ')} "
+        assert not any(f" {text} " in said for text in phrases(vocabulary, vocabulary.anatomy))
+    assert len({request.anatomy for request in asked[: swap.COLUMNS]}) == 1
+    assert len({request.modality for request in asked[:: swap.COLUMNS]}) == 1
+
+
+def test_swap_takes_whole_captions_where_the_dataset_wrote_them():
+    cases = [case(f"caption {i}", {"size": "small"}) for i in range(9)]
+    asked = swap.requests(cases, options(reader=SOURCES["kvasir_seg"].reader({})))
+    assert (asked[0].anatomy, asked[0].modality) == ("caption 0", "caption 4")
+    assert (asked[-1].anatomy, asked[-1].modality) == ("caption 3", "caption 8")
+
+
+def test_swap_tells_each_channel_by_the_case_that_it_came_from():
+    cases = [case(size=str(i), colour=str(i)) for i in range(9)]
+    mixed = [{"size": str(row), "colour": str(column)} for row in range(4) for column in range(4, 9)]
+    found = dict(swap.measure(cases, {swap.SWAP: seen(mixed)}, seen(mixed), options()))
+    assert {name: (one.value, one.n) for name, one in found.items()} == {
+        "swap/anatomy": (1.0, 20),
+        "swap/modality": (1.0, 20),
+    }
+    turned = [{"size": one["colour"], "colour": one["colour"]} for one in mixed]
+    assert dict(swap.measure(cases, {swap.SWAP: seen(turned)}, seen(turned), options()))["swap/anatomy"].value == 0.0
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 20])
+def test_swap_makes_a_grid_of_however_few_cases(count):
+    rows, columns = swap.grid([CASES[0]] * count)
+    assert len(rows) == min(count, 4) and 1 <= len(columns) <= 5
+
+
+def test_prior_compares_masks_and_reconstructions_with_the_real_pictures():
+    masks = np.zeros((2, 4, 4), np.uint8)
+    masks[0, :2], masks[1, :, 0] = 1, 1
+    cases = [base.TestCase("", "", {}, {}, PICTURE, mask) for mask in masks]
+    lesion = np.where(masks, 0.9, 0.1)
+    lesion[1] = lesion[1].T  # four pixels each, one in common
+    real = Seen(np.zeros((2, 4, 4, 3), np.uint8), [], lesion, np.full((2, 4, 4, 3), 51, np.uint8))
+    found = dict(prior.measure(cases, {}, real, options()))
+    assert found["prior/dice"].value == pytest.approx((1 + 0.25) / 2, abs=1e-4)
+    assert found["prior/reconstruction_l1"].value == pytest.approx(0.4)
+    with pytest.raises(ValueError, match="stage 1"):
+        dict(prior.measure(cases, {}, seen([{}, {}]), options()))
+
+
+def test_sets_of_one_name_are_the_same_pictures_for_every_metric():
+    makers: dict[str, set] = {}
+    for metric in METRICS.values():
+        for name, requests in metric.sets.items():
+            makers.setdefault(name, set()).add(requests)
+    assert CAPTIONS in makers and all(len(found) == 1 for found in makers.values())

@@ -41,11 +41,11 @@ def skips(index: Index) -> list[tuple[str, str, bool]]:
 
 
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
-@pytest.mark.parametrize("images", ["images/", ""])
-def test_a_table_beside_its_pictures_or_above_images(tmp_path, name, images):
+@pytest.mark.parametrize(("images", "home"), [("images/", ""), ("", ""), ("images/", "images/")])
+def test_a_table_beside_its_pictures_or_above_images(tmp_path, name, images, home):
     root = make(tmp_path / "d", f"{images}a.png", f"{images}sub/b.JPG", "masks/a.png", "masks/other.png")
     table(
-        root / name,
+        root / home / name,
         {
             "file_name": "a.png",
             "text": "A  small\nlesion.",
@@ -71,6 +71,27 @@ def test_a_table_beside_its_pictures_or_above_images(tmp_path, name, images):
     index = SOURCE.index(str(root))
     assert skips(index) == [("masks/other.png", "mask without image", False)]
     assert index.present == 2
+
+
+def test_a_table_among_the_pictures_names_masks_from_its_own_folder_too(tmp_path):
+    names = ("a.png", "b.png", "c.png", "c_mask.png")
+    root = make(tmp_path / "d", *(f"train/images/{name}" for name in names), "train/masks/a.png", "train/b_mask.png")
+    masks = {"a.png": "../masks/a.png", "b.png": "b_mask.png", "c.png": "c_mask.png"}
+    rows = [{"file_name": name, "text": "", "mask": mask} for name, mask in masks.items()]
+    table(root / "train" / "images" / "metadata.csv", *rows)
+    found = {entry.image.name: entry.masks for entry in entries(root).values()}
+    assert found == {
+        "a.png": (root / "train/masks/a.png",),
+        "b.png": (root / "train/b_mask.png",),
+        "c.png": (root / "train/images/c_mask.png",),
+    }
+
+
+def test_a_root_that_is_called_images_has_its_masks_inside(tmp_path):
+    root = make(tmp_path / "images", "a.png", "masks/a.png")
+    make(tmp_path, "masks/a.png")
+    table(root / "metadata.csv", {"file_name": "a.png", "text": "", "mask": "a.png"})
+    assert entries(root)["a.png"].masks == (root / "masks" / "a.png",)
 
 
 def test_split_folders_with_tables_of_their_own(tmp_path):
@@ -288,10 +309,11 @@ def test_encodings_line_ends_and_short_rows(tmp_path, encoding):
         ("metadata.jsonl", '{"file_name": "a.png", "text": "", "split": "dev"}', "unknown split 'dev'"),
         ("train/metadata.csv", "file_name,text,split\nc.png,x,test\n", "split 'test' of a picture in folder 'train'"),
         ("val/metadata.csv", "file_name,text\n", "in a folder that is no split: name the folder train, validation or"),
+        ("val/images/metadata.csv", "file_name,text\n", "in a folder that is no split"),
     ],
 )
 def test_what_is_wrong_with_a_whole_table_is_one_error(tmp_path, name, text, complaint):
-    root = make(tmp_path / "d", "a.png", "train/c.png", "val/b.png")
+    root = make(tmp_path / "d", "a.png", "train/c.png", "val/images/b.png")
     (root / name).write_text(text)
     with pytest.raises(ConfigError, match=complaint):
         SOURCE.index(str(root))
@@ -302,6 +324,10 @@ def test_two_tables_and_tables_that_are_no_files_are_refused(tmp_path):
     with pytest.raises(ConfigError, match="keep one of them"):
         SOURCE.check(str(root))
     (root / "metadata.csv").unlink()
+    make(root, "images/metadata.csv")
+    with pytest.raises(ConfigError, match=rf"'{root}' holds metadata.jsonl and images/metadata.csv: keep one of them"):
+        SOURCE.check(str(root))
+    (root / "images" / "metadata.csv").unlink()
     (root / "metadata.jsonl").unlink()
     make(tmp_path, "metadata.csv")
     for spoil in (

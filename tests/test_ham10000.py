@@ -19,10 +19,10 @@ from safetensors.numpy import save_file
 from configs import ham10000
 from vgjax import build, optim, parallel
 from vgjax.config import Config, ConfigError, from_config_dict
-from vgjax.context import Run
+from vgjax.config import Mesh as MeshConfig
+from vgjax.context import Context
 from vgjax.data.sources import SOURCES
 from vgjax.models.autoencoder_kl import AutoencoderKL
-from vgjax.schema import Mesh as MeshConfig
 from vgjax.stages.denoiser import Denoising
 from vgjax.state import create
 from vgjax.types import Tokens
@@ -47,7 +47,7 @@ def frozen(config):
 
 def stage_of(config: Config) -> Denoising:
     """The stage's functions, without anything to train on."""
-    return Denoising(Run(config, pathlib.Path("nowhere"), parallel.make_mesh(config.mesh)))
+    return Denoising(Context(config, parallel.make_mesh(config.mesh), {}.__getitem__))
 
 
 def state_shapes(config: Config, frozen):
@@ -71,7 +71,7 @@ def test_sizes_are_the_published_ones(config, frozen):
     ends = 8 * ((16 + 1152) + (256 + 1152) + 2 * 1152 + 7 * 1152 + (4096 + 1152) + 2 * 1152 + (1152 + 32))
     assert count(state.params["lora"]) == 28 * block + ends
     hffm = 2 * (2 * 8 + 9 * 256 + 257 * 4096) + 2 * 4096
-    assert count(state.params["hffm"]) == hffm
+    assert count(state.params["condition"]) == hffm
 
 
 def test_large_kernels_are_sharded_over_fsdp_and_tensor(config, frozen):
@@ -139,8 +139,9 @@ def test_two_steps_at_full_width(frozen, tmp_path):
     command += [f"--workdir={tmp_path / 'run'}", *(f"--config.{key}={value}" for key, value in changes.items())]
     environment = {**os.environ, "JAX_PLATFORMS": "cpu", "JAX_NUM_CPU_DEVICES": "1"}
     subprocess.run(command, check=True, env=environment, cwd=pathlib.Path(__file__).parents[1])
-    done = json.loads((tmp_path / "run" / "stages" / "denoiser" / "done.json").read_text())
+    (folder,) = (path.parent for path in (tmp_path / "store").glob("denoiser-*/manifest.json"))
+    done = json.loads((folder / "manifest.json").read_text())["info"]
     print(f"peak memory {done['peak_rss_mb']:.0f} MB, stage 3 {done['wall_s']:.0f} s")
-    rows = [json.loads(line) for line in (tmp_path / "run" / "logs" / "denoiser.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if row["kind"] == "train"] == [1, 2]
     assert done["peak_rss_mb"] < 22_000

@@ -11,8 +11,7 @@ import pytest
 
 from tests.source_checks import reasons, refused_by
 from vgjax.config import ConfigError
-from vgjax.data.entries import Index, find
-from vgjax.data.sources import ham10000
+from vgjax.data.entries import SUFFIXES, Index, find
 from vgjax.data.sources.ham10000 import SOURCE
 
 HEADER = "lesion_id,image_id,dx,dx_type,age,sex,localization"
@@ -50,7 +49,7 @@ def read(root: Path) -> Index:
     """An index whose promises are kept, and kept twice."""
     index = SOURCE.index(str(root))
     assert index == SOURCE.index(str(root))
-    pictures = [p for p in find(root, ham10000.SUFFIXES) if "_segmentation" not in p.name.lower()]
+    pictures = [p for p in find(root, SUFFIXES) if "_segmentation" not in p.name.lower()]
     assert index.present == len(pictures) == len(index.entries) + sum(skip.picture for skip in index.skipped)
     return index
 

@@ -8,6 +8,7 @@ import contextlib
 import graphlib
 import importlib.metadata
 import os
+import platform
 import re
 import shutil
 import socket
@@ -27,27 +28,30 @@ REPO = Path(__file__).resolve().parent.parent
 PACKAGE = REPO / "vgjax"
 
 # Package or module of vgjax -> what it may import. Modules of one package may import one another, without a cycle.
-FOUNDATION = {"types", "schema", "config"}
+FOUNDATION = {"types", "keys", "compatibility", "config", "recipes", "atomic", "seeds"}
 NETWORKS = {"models", "diffusion", "losses"}
-GENERIC = {"state", "optim", "parallel", "checkpoint"}
+GENERIC = {"state", "optim", "parallel", "checkpoint", "provenance"}
 METHOD = {"build", "pipeline", "context", "features", "conditions"}
-OUTER = {"train", "sample", "evaluation", "bench", "serve", "run", "export"}
+OUTER = {"train", "sample", "evaluation", "artefacts", "run", "export"}
 MAY_IMPORT: dict[str, set[str]] = {
     "": set(),  # vgjax/__init__.py: importing the package costs nothing
     **dict.fromkeys(FOUNDATION, FOUNDATION),
     **dict.fromkeys(NETWORKS, FOUNDATION | {"models", "losses"}),
     "weights": FOUNDATION | NETWORKS,
     "text": FOUNDATION | {"models", "weights"},
-    "data": FOUNDATION | {"text"},
+    "store": FOUNDATION,
     **dict.fromkeys(GENERIC, FOUNDATION | GENERIC),
     "build": FOUNDATION | NETWORKS | {"weights"},
     "pipeline": FOUNDATION | NETWORKS | {"build"},
-    "context": FOUNDATION | {"data", "checkpoint"},
-    "features": FOUNDATION | NETWORKS | {"data", "text", "build", "pipeline", "context"},
-    "conditions": FOUNDATION | NETWORKS | {"data", "text", "weights", "build", "pipeline", "features"},
-    "stages": FOUNDATION | NETWORKS | METHOD | GENERIC | {"data", "weights"},
-    **dict.fromkeys(OUTER, FOUNDATION | NETWORKS | METHOD | GENERIC | OUTER | {"data", "weights", "stages"}),
-    "main": FOUNDATION | OUTER,
+    "context": FOUNDATION | {"data", "checkpoint", "parallel", "store"},
+    "data": FOUNDATION | {"context", "store"},
+    "features": FOUNDATION | NETWORKS | {"checkpoint", "data", "text", "build", "pipeline", "context"},
+    "conditions": FOUNDATION | NETWORKS | {"data", "text", "weights", "build", "pipeline"},
+    "stages": FOUNDATION | NETWORKS | METHOD | {"data", "weights"},
+    **dict.fromkeys(
+        OUTER, FOUNDATION | NETWORKS | METHOD | GENERIC | OUTER | {"data", "store", "stages", "text", "weights"}
+    ),
+    "main": FOUNDATION | {"parallel", "run"},
 }
 
 MAX_FILE_LINES = 400
@@ -281,15 +285,60 @@ def test_every_import_is_declared():
     assert ["sklearn" in fault for fault in undeclared({"m": {"PIL.Image", "sklearn"}}, {"pillow"})] == [True]
 
 
+def applies(requirement: Requirement, python: str = platform.python_version()) -> bool:
+    """Whether a requirement's marker holds for a Python, on this platform."""
+    version = {"python_full_version": python, "python_version": ".".join(python.split(".")[:2])}
+    return requirement.marker is None or requirement.marker.evaluate(version)
+
+
+def misfits(wanted: list[Requirement], lock: list[Requirement], python: str) -> list[str]:
+    """Requirements that the pins for a Python do not meet, and packages pinned twice for it."""
+    errors, pins = [], {}
+    for pin in (pin for pin in lock if applies(pin, python)):
+        name = canonicalize_name(pin.name)
+        if not re.fullmatch(r"==[\w.]+", str(pin.specifier)) or name in pins:
+            errors.append(f"{pin} is no pin, or a second one, for Python {python}")
+        pins[name] = str(pin.specifier).removeprefix("==")
+    for requirement in wanted:
+        pin = pins.get(canonicalize_name(requirement.name))
+        if pin is None or not requirement.specifier.contains(pin):
+            errors.append(f"{requirement} against {pin} in constraints.txt for Python {python}")
+    return errors
+
+
+def supported_pythons() -> list[str]:
+    """The versions in setup.cfg's classifiers, as the first release of each."""
+    setup = configparser.ConfigParser()
+    setup.read(REPO / "setup.cfg")
+    return [f"{minor}.0" for minor in re.findall(r"Python :: (3\.\d+)", setup["metadata"]["classifiers"])]
+
+
 def test_requirements_are_installed_and_pinned_to_a_version_that_meets_the_floor():
-    pins = {canonicalize_name(pin.name): pin for pin in requirements(REPO / "constraints.txt")}
-    assert [str(pin) for pin in pins.values() if not re.fullmatch(r"==[\w.]+", str(pin.specifier))] == []
-    for file in ("requirements.txt", "requirements-dev.txt"):
-        for requirement in requirements(REPO / file):
-            pin = str(pins[canonicalize_name(requirement.name)].specifier).removeprefix("==")
-            assert requirement.specifier.contains(pin), f"{requirement} against {pin} in constraints.txt"
-            installed = importlib.metadata.version(requirement.name)
-            assert requirement.specifier.contains(installed), f"{requirement} against {installed} installed"
+    wanted = [*requirements(REPO / "requirements.txt"), *requirements(REPO / "requirements-dev.txt")]
+    lock = requirements(REPO / "constraints.txt")
+    assert [error for python in supported_pythons() for error in misfits(wanted, lock, python)] == []
+    for requirement in filter(applies, wanted):
+        installed = importlib.metadata.version(requirement.name)
+        assert requirement.specifier.contains(installed), f"{requirement} against {installed} installed"
+
+
+def test_python_is_one_of_the_supported():
+    assert ".".join(platform.python_version_tuple()[:2]) + ".0" in supported_pythons()
+
+
+@pytest.mark.parametrize(
+    ("lock", "complaint"),
+    [
+        (["jax==0.10.2 ; python_full_version < '3.12'", "jax==0.12 ; python_full_version >= '3.12'"], None),
+        (["jax==0.10.2 ; python_full_version < '3.12'", "jax==0.12 ; python_full_version >= '3.11'"], "a second one"),
+        (["jax==0.10.2 ; python_full_version >= '3.12'"], "jax>=0.10 against None"),
+        (["jax==0.9 ; python_full_version < '3.12'"], "against 0.9"),
+        (["jax>=0.10"], "is no pin"),
+    ],
+)
+def test_a_pin_that_does_not_fit_is_seen(lock, complaint):
+    errors = misfits([Requirement("jax>=0.10")], [Requirement(line) for line in lock], "3.11.7")
+    assert any(complaint in error for error in errors) if complaint else errors == []
 
 
 def test_changelog_names_the_version():
@@ -359,6 +408,17 @@ def calls(checkout: Path, script: str, *arguments: str) -> list[str]:
 )
 def test_local_fills_in_the_phantom(checkout, arguments, expected):
     assert calls(checkout, "local.sh", *arguments)[-1] == f"-m|vgjax.main|{expected}"
+
+
+def test_xla_knows_the_flags_that_local_sets(checkout):
+    python = checkout / ".venv" / "bin" / "python"
+    python.write_text(f"#!/usr/bin/env bash\nprintf %s \"$XLA_FLAGS\" >'{checkout}/flags'\n")
+    unset = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    subprocess.run(["bash", checkout / "launch" / "local.sh"], env=unset, check=True, capture_output=True)
+    environment = {**unset, "XLA_FLAGS": (checkout / "flags").read_text(), "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", "import jax; print(jax.device_count())"]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert (ran.returncode, ran.stdout) == (0, "2\n"), ran.stderr
 
 
 def test_the_package_is_installed_once_per_requirements(checkout):

@@ -74,6 +74,10 @@ PICTURES: dict[str, tuple[np.ndarray, int]] = {
     "window_of_zero.dcm": (FULL, 0),
     "full_range.dcm": (FULL, 0),
     "rescaled.dcm": (linear(100, 200), 1),
+    "falling.dcm": (255 - linear(50, 150), 1),
+    "lookup.dcm": (linear(50, 150), 0),
+    "half_a_window.dcm": (FULL, 0),
+    "window_of_nothing.dcm": (FULL, 0),
     "inverted.dcm": (255 - FULL, 0),
     "colour.dcm": (COLOURS, 0),
     "frames.dcm": (FULL, 0),
@@ -253,7 +257,9 @@ def test_a_mask_never_turns_by_its_exif_and_a_picture_does_by_all_eight(tmp_path
         path.write_bytes(hostile.encoded(Image.fromarray(COLOURS), "PNG", exif=exif))
         with Image.open(path) as file:
             turned = np.asarray(ImageOps.exif_transpose(file))
-        np.testing.assert_array_equal(read_image(path, tmp_path).pixels, turned)
+        picture = read_image(path, tmp_path)
+        np.testing.assert_array_equal(picture.pixels, turned)
+        assert picture.full_size == turned.shape[:2]
         path.write_bytes(hostile.encoded(Image.fromarray(DISC * np.uint8(255)), "PNG", exif=exif))
         np.testing.assert_array_equal(read_mask([path], tmp_path, SHAPE), DISC)
 

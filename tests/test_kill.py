@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from vgjax.train import read_log
+from vgjax.train import LOG, read_log
 
 ROOT = pathlib.Path(__file__).parents[1]
 STEPS = 60  # long enough to be caught between two checkpoints
@@ -32,23 +32,48 @@ def start(workdir: pathlib.Path, cache: pathlib.Path) -> subprocess.Popen:
     return subprocess.Popen([*command, *flags], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
 
 
-def fingerprints(workdir: pathlib.Path) -> dict[str, str]:
-    return {s: json.loads((workdir / "stages" / s / "done.json").read_text())["fingerprint"] for s in STAGES}
+def fingerprints(store: pathlib.Path) -> dict[str, str]:
+    found = {s: json.loads(next(store.glob(f"{s}-*/manifest.json")).read_text()) for s in STAGES}
+    return {stage: manifest["info"]["fingerprint"] for stage, manifest in found.items()}
+
+
+def log_of(store: pathlib.Path, stage: str) -> list[dict]:
+    logs = list(store.glob(f"{stage}-*.part/{LOG}"))
+    return read_log(logs[0]) if logs else []
 
 
 @pytest.mark.slow
 def test_killed_in_each_stage_ends_as_uninterrupted(tmp_path):
-    assert start(tmp_path / "whole", tmp_path / "cache").wait() == 0
+    assert start(tmp_path / "whole" / "run", tmp_path / "cache").wait() == 0
     broken, killed = tmp_path / "broken", []
     for stage in STAGES:
-        process = start(broken, tmp_path / "cache")
-        log = broken / "logs" / f"{stage}.jsonl"
-        while process.poll() is None and not any(row["step"] > 30 for row in read_log(log)):
+        process = start(broken / "run", tmp_path / "cache")
+        while process.poll() is None and not any(row["step"] > 30 for row in log_of(broken / "store", stage)):
             time.sleep(0.005)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
-        killed.append(max(row["step"] for row in read_log(log)))
-        assert not (broken / "stages" / stage / "done.json").exists()
+        killed.append(max(row["step"] for row in log_of(broken / "store", stage)))
+        assert not list((broken / "store").glob(f"{stage}-*/manifest.json"))
     assert all(30 < step < STEPS for step in killed)
-    assert start(broken, tmp_path / "cache").wait() == 0
-    assert fingerprints(broken) == fingerprints(tmp_path / "whole")
+    assert start(broken / "run", tmp_path / "cache").wait() == 0
+    assert fingerprints(broken / "store") == fingerprints(tmp_path / "whole" / "store")
+
+
+@pytest.mark.slow
+def test_killed_in_any_artefact_leaves_no_half_one(tmp_path):
+    """Killed as soon as each artefact's folder appears in the making; what is there is whole, and the end the same."""
+    assert start(tmp_path / "whole" / "run", tmp_path / "cache").wait() == 0
+    whole, broken = tmp_path / "whole" / "store", tmp_path / "broken" / "store"
+    names = [path.parent.name for path in whole.glob("*/manifest.json")]
+    assert len(names) >= 10
+    for name in sorted(names, key=lambda name: (whole / name / "manifest.json").stat().st_mtime_ns):
+        process = start(tmp_path / "broken" / "run", tmp_path / "cache")
+        while process.poll() is None and not ((broken / f"{name}.part").exists() or (broken / name).exists()):
+            time.sleep(0.002)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        for folder in (path for path in broken.iterdir() if path.is_dir() and path.suffix != ".part"):
+            files = json.loads((folder / "manifest.json").read_text())["files"]
+            assert all((folder / file).stat().st_size == one["bytes"] for file, one in files.items())
+    assert start(tmp_path / "broken" / "run", tmp_path / "cache").wait() == 0
+    assert fingerprints(broken) == fingerprints(whole)

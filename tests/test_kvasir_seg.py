@@ -10,8 +10,7 @@ import pytest
 
 from tests.source_checks import reasons, refused_by
 from vgjax.config import ConfigError
-from vgjax.data.entries import Index, find
-from vgjax.data.sources import kvasir_seg
+from vgjax.data.entries import SUFFIXES, Index, find
 from vgjax.data.sources.kvasir_seg import SOURCE
 
 
@@ -35,7 +34,7 @@ def read(root: Path) -> Index:
     """An index whose promises are kept, and kept twice."""
     index = SOURCE.index(str(root))
     assert index == SOURCE.index(str(root))
-    pictures = [p for p in find(root, kvasir_seg.SUFFIXES) if p.relative_to(root).parts[0] != "masks"]
+    pictures = [p for p in find(root, SUFFIXES) if p.relative_to(root).parts[0] != "masks"]
     assert index.present == len(pictures) == len(index.entries) + sum(skip.picture for skip in index.skipped)
     assert [entry.id for entry in index.entries] == sorted(entry.id for entry in index.entries)
     return index

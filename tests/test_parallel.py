@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -10,34 +15,35 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from vgjax import parallel
-from vgjax.config import ConfigError
+from vgjax.config import ConfigError, Mesh
 from vgjax.models.dit import DiT
-from vgjax.schema import Mesh
 from vgjax.types import Tokens
+
+REPO = Path(__file__).parents[1]
 
 
 @pytest.mark.parametrize(
     ("shape", "wanted"), [((-1, 1, 1), (8, 1, 1)), ((2, 2, 2), (2, 2, 2)), ((-1, 2, 2), (2, 2, 2))]
 )
 def test_mesh_takes_all_devices(shape, wanted):
-    assert tuple(parallel.make_mesh(Mesh(*shape)).shape.values()) == wanted
+    assert tuple(parallel.make_mesh(Mesh(**dict(zip(parallel.AXES, shape, strict=True)))).shape.values()) == wanted
 
 
 @pytest.mark.parametrize("shape", [(3, 1, 1), (-1, 3, 1), (1, 1, 1), (-1, 16, 1)])
 def test_a_mesh_that_does_not_fit_is_refused(shape):
     with pytest.raises(ConfigError, match=r"there are 8.*mesh\.data=-1"):
-        parallel.make_mesh(Mesh(*shape))
+        parallel.make_mesh(Mesh(**dict(zip(parallel.AXES, shape, strict=True))))
 
 
 def test_batches_must_divide():
-    mesh = parallel.make_mesh(Mesh(2, 2, 2))
+    mesh = parallel.make_mesh(Mesh(data=2, fsdp=2, tensor=2))
     parallel.check_batch(mesh, "sample.batch_size", 12)
     with pytest.raises(ConfigError, match=r"sample\.batch_size.*multiple of 4"):
         parallel.check_batch(mesh, "sample.batch_size", 6)
 
 
 def test_rules_shard_what_they_name():
-    mesh = parallel.make_mesh(Mesh(2, 2, 2))
+    mesh = parallel.make_mesh(Mesh(data=2, fsdp=2, tensor=2))
     tree = {
         "blocks": {"attn1": {"to_q": {"kernel": np.zeros((2, 8, 8))}}, "ff_out": {"kernel": np.zeros((2, 7, 8))}},
         "adaln": {"kernel": np.zeros((8, 48))},
@@ -74,10 +80,50 @@ def test_transformer_gradients_agree_on_a_three_axis_mesh():
         return jnp.square(model.apply(params, batch["x"], batch["t"], batch["tokens"]) - batch["x"]).mean()
 
     wanted = jax.jit(jax.value_and_grad(loss))(params, batch)
-    mesh = parallel.make_mesh(Mesh(2, 2, 2))
+    mesh = parallel.make_mesh(Mesh(data=2, fsdp=2, tensor=2))
     place = jax.sharding.NamedSharding(mesh, parallel.BATCH)
     with jax.set_mesh(mesh):
         sharded = jax.device_put(params, parallel.shardings(params, mesh))
         got = jax.jit(jax.value_and_grad(loss))(sharded, jax.device_put(batch, place))
     assert "tensor" in str(sharded["params"]["blocks"]["ff_in"]["kernel"].sharding.spec)
     chex.assert_trees_all_close(jax.device_get(got), jax.device_get(wanted), atol=1e-5, rtol=1e-4)
+
+
+class Result:
+    """What a step returns, writing down when it is waited for."""
+
+    def __init__(self, name: str, events: list[str]):
+        self._name, self._events = name, events
+
+    def block_until_ready(self):
+        self._events.append(f"wait {self._name}")
+
+
+def test_few_steps_are_in_flight_where_devices_share_threads():
+    def events(devices: int) -> list[str]:
+        seen: list[str] = []
+
+        def step(number: int) -> tuple[int, Result]:
+            seen.append(f"call {number}")
+            return number + 1, Result(str(number), seen)
+
+        mesh = jax.sharding.Mesh(np.array(jax.devices()[:devices]).reshape(-1, 1, 1), parallel.AXES)
+        bounded, number = parallel.few_in_flight(step, mesh), 0
+        for _ in range(4):
+            number, _ = bounded(number)
+        return seen
+
+    calls = [f"call {number}" for number in range(4)]
+    assert events(1) == calls
+    one_device_each = jax.default_backend() != "cpu"
+    assert events(2) == (calls if one_device_each else [*calls[:2], "wait 0", calls[2], "wait 1", calls[3]])
+
+
+@pytest.mark.slow
+def test_training_outlasts_a_busy_machine():
+    """Without the bound XLA's collectives stop within seconds, and end the process after 40."""
+    command = [sys.executable, "benchmarks/collectives.py", "20", "4"]
+    environment = {name: value for name, value in os.environ.items() if name != "XLA_FLAGS"}
+    ran = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=300)
+    assert ran.returncode == 0, ran.stderr[-2000:]
+    assert int(ran.stdout.split()[0]) > 0

@@ -16,15 +16,15 @@ from safetensors.numpy import load_file, save_file
 
 from configs import phantom
 from tests.parity.random_weights import load_golden
-from vgjax import build, checkpoint, export, parallel, pipeline, weights
+from vgjax import build, export, parallel, pipeline, weights
 from vgjax import config as configs
 from vgjax import run as runs
 from vgjax.config import ConfigError
-from vgjax.context import Run
+from vgjax.context import Context
 from vgjax.data import records
 from vgjax.diffusion import guidance
-from vgjax.evaluation.metrics import fingerprint
 from vgjax.features import latents
+from vgjax.provenance import fingerprint
 from vgjax.sample import Sampler, guidance_weights
 from vgjax.stages import denoiser
 from vgjax.types import Request
@@ -80,7 +80,7 @@ def trained(folder, tmp_path_factory):
         "disentangler.weights": str(folder / "text_disentangler.safetensors"),
     }
     run = runs.open_run(small(folder, **given), str(tmp_path_factory.mktemp("pretrained") / "run"))
-    runs.train_stages(run)
+    runs.train(run)
     runs.write_export(run, "")
     return run
 
@@ -88,7 +88,7 @@ def trained(folder, tmp_path_factory):
 def test_latents_are_those_of_the_pictures(trained):
     coder = build.autoencoder(trained.config)
     for split, count in (("train", 64), ("validation", 32)):
-        rows = trained.rows(["images", "latents"], split)
+        rows = trained.context.rows(["pictures", "latents"], split)
         assert len(rows) == count
         image = pipeline.to_unit_range(records.from_png(rows[3]["image"])[None], trained.config.data.intensity)
         assert rows[3]["latents"].shape == (1, 8, 8, 4) and rows[3]["latents"].dtype == np.float16
@@ -96,11 +96,11 @@ def test_latents_are_those_of_the_pictures(trained):
 
 
 def test_only_adapter_and_fusion_module_are_trained(trained):
-    exported = checkpoint.load_export(trained.export("denoiser"))
-    assert set(exported["params"]) == {"hffm", "lora"}
+    exported = trained.context.variables("denoiser")
+    assert set(exported["params"]) == {"condition", "lora"}
     ups = [a for path, a in jax.tree.leaves_with_path(exported["params"]["lora"]) if "up" in str(path[-1])]
     assert all(np.abs(up).max() > 0 for up in ups)  # they start at zero
-    stage = denoiser.Denoising(trained)
+    stage = denoiser.Denoising(trained.context)
     wanted = denoiser.load_transformer(trained.config)
     assert fingerprint(stage.frozen["dit"]) == fingerprint(wanted)
 
@@ -114,9 +114,9 @@ def test_exported_files_bring_the_run_back(trained, folder, tmp_path):
         "denoiser.lora.weights": str(out / "lora"),
     }
     run = runs.open_run(small(folder, **given), str(tmp_path / "run"))
-    runs.train_stages(run)
+    runs.train(run)
     for stage in STAGES:
-        again, first = (json.loads(r.done(stage).read_text()) for r in (run, trained))
+        again, first = (r.artefact(stage).manifest["info"] for r in (run, trained))
         assert again["fingerprint"] == first["fingerprint"]
         assert (again["step"], first["step"]) == (0, 6 * (stage == "denoiser"))
 
@@ -134,7 +134,7 @@ def test_exported_files_bring_the_run_back(trained, folder, tmp_path):
 def test_weights_of_another_size_are_refused_before_any_work(folder, tmp_path, changes, match):
     run = runs.open_run(small(folder, **changes), str(tmp_path / "run"))
     with pytest.raises(ConfigError, match=match):
-        runs.train_stages(run)
+        runs.train(run)
     assert not (run.workdir / "records").exists()
 
 
@@ -205,8 +205,8 @@ def test_what_diffusers_cannot_compute_is_not_exported():
     with pytest.raises(ConfigError, match=r"denoiser\.condition.*:reference"):
         export.check(configs.from_config_dict(phantom.get_config()))
     c = phantom.get_config("reference+smoke")
-    c.sample.guidance_anatomy = 2.0
-    with pytest.raises(ConfigError, match=r"sample\.guidance_anatomy"):
+    c.sample.guidance.anatomy = 2.0
+    with pytest.raises(ConfigError, match=r"sample\.guidance\.anatomy"):
         export.check(configs.from_config_dict(c))
 
 
@@ -222,17 +222,17 @@ def test_the_example_draws_what_we_draw(trained, folder, tmp_path, adapted):
         c = small(folder, **{"denoiser.weights": "", "denoiser.train.clip_part": ""})
         c.denoiser.lora.rank = 0
         run = runs.open_run(c, str(tmp_path / "run"))
-        runs.train_stages(run)
+        runs.train(run)
         runs.write_export(run, "a small round lesion in the upper left")
     out = run.workdir / "export"
     source = folder / "transformer" if adapted else out / "transformer"
     subprocess.run([python, "example.py", str(source.absolute())], cwd=out, check=True)
     given = load_file(out / "factors.safetensors")
-    model, c = denoiser.Trained(run), run.config
+    model, c = denoiser.Trained(run.context), run.config
     inputs = {name: given[name] for name in model.condition.channels}
     kept = guidance.branches(guidance_weights(c, model.condition.channels))
     coefficients = jnp.asarray(guidance.coefficients(kept, guidance_weights(c, model.condition.channels)))
-    ours = pipeline.sample_latents(
+    ours = pipeline.generate(
         functools.partial(model.to_tokens, model.variables),
         build.Model(model.dit, model.variables["dit"]),
         inputs,
@@ -258,7 +258,7 @@ def test_both_views_are_encoded_and_drawn(folder):
     mirrored = pipeline.to_unit_range(image[:, :, ::-1], config.data.intensity)
     np.testing.assert_allclose(both[:, 1], coder.encode(mirrored), atol=1e-5)
     assert np.abs(both[:, 1] - both[:, 0, :, ::-1]).max() > 1e-3  # not the mirrored latents
-    functions = denoiser.Denoising(Run(config, folder, parallel.make_mesh(config.mesh)))
+    functions = denoiser.Denoising(Context(config, parallel.make_mesh(config.mesh), {}.__getitem__))
     drawn = np.asarray(functions.latents({"latents": both}, jax.random.key(0)))
     second = np.array([np.array_equal(d, b) for d, b in zip(drawn, both[:, 1], strict=True)])
     first = np.array([np.array_equal(d, b) for d, b in zip(drawn, both[:, 0], strict=True)])
@@ -273,6 +273,6 @@ def test_mirroring_is_refused_where_captions_tell_the_sides_apart(folder, tmp_pa
 
 
 def test_pictures_are_drawn_through_the_autoencoder(trained):
-    sampler = Sampler(trained)
+    sampler = Sampler(trained.context)
     pictures = sampler(sampler.inputs([Request(prompt="a small lesion")] * 2), [0, 1])
     assert pictures.shape == (2, 32, 32, 3) and pictures.dtype == np.uint8

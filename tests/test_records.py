@@ -14,7 +14,7 @@ def rows(count: int):
 
 
 def opened(folder):
-    return {name: records.Records(folder / f"{name}.array_record") for name in "ab"}
+    return {name: records.Records([folder / f"{name}.array_record"]) for name in "ab"}
 
 
 def test_encode_round_trip():
@@ -51,6 +51,33 @@ def test_files_of_other_length_are_refused(tmp_path):
         records.ZippedRecords(opened(tmp_path))
 
 
+def test_several_files_follow_one_another(tmp_path):
+    paths = [tmp_path / f"{name}.array_record" for name in "ab"]
+    records.write(paths[0], rows(3))
+    records.write(paths[1], ({"text": f"later {i}"} for i in range(2)))
+    assert [row["text"] for row in map(records.Records(paths).__getitem__, range(5))] == [
+        *("row 0", "row 1", "row 2"),
+        *("later 0", "later 1"),
+    ]
+
+
+def test_skipped_rows_keep_their_numbers(tmp_path):
+    records.write(tmp_path / "a.array_record", rows(6))
+    kept = records.SkippedRows(records.Records([tmp_path / "a.array_record"]), {0, 4})
+    assert (len(kept), kept.total, kept.numbers) == (4, 6, [1, 2, 3, 5])
+    assert [kept[i]["text"] for i in range(4)] == ["row 1", "row 2", "row 3", "row 5"]
+
+
+def test_permuted_fields_come_from_rows_that_are_left(tmp_path):
+    """A row that is left out must not come back as another one's field."""
+    records.write(tmp_path / "a.array_record", ({"n": i, "kept": i} if i not in (2, 5) else {} for i in range(12)))
+    mixed = records.PermutedFields(records.Records([tmp_path / "a.array_record"]), {2, 5}, ["n"], seed=1)
+    found = [mixed[i] for i in range(len(mixed))]
+    assert [row["kept"] for row in found] == mixed.numbers
+    assert sorted(row["n"] for row in found) == mixed.numbers != [row["n"] for row in found]
+    assert mixed.numbers == [i for i in range(12) if i not in (2, 5)]
+
+
 def test_an_interrupted_write_leaves_no_file(tmp_path):
     def broken():
         yield {"n": 1}
@@ -67,7 +94,7 @@ def example(row):
 
 def test_training_batches_shuffle_repeat_and_resume(tmp_path):
     records.write(tmp_path / "a.array_record", rows(10))
-    source = records.Records(tmp_path / "a.array_record")
+    source = records.Records([tmp_path / "a.array_record"])
     data = stream.training_batches(source, example, 5, seed=3)
     epochs = np.concatenate([next(data)["n"][:, 0] for _ in range(4)])
     assert sorted(epochs[:10]) == list(range(10))
@@ -83,7 +110,7 @@ def test_training_batches_shuffle_repeat_and_resume(tmp_path):
 
 def test_any_number_of_processes_sees_the_same_batches_and_goes_on_from_one_state(tmp_path, monkeypatch):
     records.write(tmp_path / "a.array_record", rows(10))
-    source = records.Records(tmp_path / "a.array_record")
+    source = records.Records([tmp_path / "a.array_record"])
     whole = stream.training_batches(source, example, 4, seed=3)
     wanted = [set(next(whole)["n"][:, 0].tolist()) for _ in range(5)]
     monkeypatch.setattr(jax, "process_count", lambda *_: 2)
@@ -103,7 +130,7 @@ def test_any_number_of_processes_sees_the_same_batches_and_goes_on_from_one_stat
 
 def test_ordered_batches_see_every_row_once(tmp_path):
     records.write(tmp_path / "a.array_record", rows(7))
-    batches = list(stream.ordered_batches(records.Records(tmp_path / "a.array_record"), example, 4))
+    batches = list(stream.ordered_batches(records.Records([tmp_path / "a.array_record"]), example, 4))
     assert [valid for _, valid in batches] == [4, 3]
     assert np.concatenate([b["n"][:v, 0] for b, v in batches]).tolist() == list(range(7))
     assert batches[1][0]["n"].shape == (4, 2)

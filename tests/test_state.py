@@ -6,27 +6,21 @@ import numpy as np
 import optax
 import pytest
 
-from configs import base
-from vgjax import config as configs
-from vgjax import optim
+from vgjax import optim, parallel
 from vgjax import state as states
-from vgjax.schema import Training
-
-
-def training(**changes):
-    return configs._build(Training, base.training(**changes).to_dict(), "train.")
+from vgjax.config import Mesh, Training
 
 
 def test_learning_rate_warms_up_and_decays():
-    rate = optim.learning_rate(training(steps=100, warmup_steps=10, learning_rate=2.0))
+    rate = optim.learning_rate(Training(steps=100, warmup_steps=10, learning_rate=2.0))
     np.testing.assert_allclose([rate(0), rate(5), rate(10), rate(100)], [0.0, 1.0, 2.0, 0.0], atol=1e-6)
-    rate = optim.learning_rate(training(schedule="constant", warmup_steps=0, learning_rate=2.0))
+    rate = optim.learning_rate(Training(schedule="constant", warmup_steps=0, learning_rate=2.0))
     assert rate(0) == rate(10_000) == 2.0
 
 
 def test_clipping_bounds_the_gradient():
     params, huge = {"w": jnp.ones(3)}, {"w": jnp.full(3, 1e6)}
-    clipped, free = (optim.optimizer(training(clip_norm=c)) for c in (1.0, 0.0))
+    clipped, free = (optim.optimizer(Training(clip_norm=c)) for c in (1.0, 0.0))
     moments = [tx.update(huge, tx.init(params), params)[1] for tx in (clipped, free)]
     norms = [float(optax.tree.norm(optax.tree.get(m, "mu"))) for m in moments]
     np.testing.assert_allclose(norms[0], 0.1, rtol=1e-5)
@@ -41,7 +35,7 @@ def test_muon_orthogonalises_each_inner_matrix_and_leaves_the_rest_to_adam():
         "a_encoder": {"kernel": matrices[0].reshape(2, 2, 2, 16)},
         "proj_out": {"kernel": matrices[0]},
     }
-    config = training(optimizer="muon", clip_norm=0.0, schedule="constant", warmup_steps=0, learning_rate=1e-2)
+    config = Training(optimizer="muon", clip_norm=0.0, schedule="constant", warmup_steps=0, learning_rate=1e-2)
     tx = optim.optimizer(config)
     updates = tx.update(params, tx.init(params), params)[0]
     convolution = updates["a_encoder"]["kernel"].reshape(8, 16)
@@ -69,13 +63,39 @@ def test_ema_follows_with_delay():
     assert states.final_params(new_state()) is not None
 
 
+def after(state, *scores):
+    for score in scores:
+        state = states.after_validation(state, score)
+    return state
+
+
 def test_plateau_cuts_the_rate_after_patience():
-    state = new_state()
-    for score in (1.0, *[2.0] * states.PLATEAU_PATIENCE):
-        state = states.after_validation(state, score, True)
-    assert float(state.plateau["factor"]) == 1.0
-    state = states.after_validation(state, 2.0, True)
-    assert float(state.plateau["factor"]) == pytest.approx(0.1)
+    state = after(new_state(), 1.0, *[2.0] * 5)
+    assert float(state.plateau.scale) == 1.0
+    state = after(state, 2.0)
+    assert float(state.plateau.scale) == pytest.approx(0.1)
     moved = states.apply_gradients(state, {"w": -jnp.ones(2)}, {}, optax.sgd(1.0), 0.0)
     np.testing.assert_allclose(moved.params["w"], [0.1, 0.1], rtol=1e-6)
-    assert float(states.after_validation(state, 2.0, False).plateau["factor"]) == pytest.approx(0.1)
+    state = after(state, *[2.0] * 5)
+    assert float(state.plateau.scale) == pytest.approx(0.1)
+    assert float(after(state, 2.0).plateau.scale) == pytest.approx(0.01)
+
+
+def test_any_progress_counts_against_a_plateau():
+    """A relative tolerance would take slow progress for none; a score may also be below zero."""
+    slow = np.float32(1.0) - np.arange(12, dtype=np.float32) * np.finfo(np.float32).eps
+    assert float(after(new_state(), *slow).plateau.scale) == 1.0
+    assert float(after(new_state(), *(slow - 1)).plateau.scale) == 1.0
+    assert float(after(new_state(), *slow[::-1]).plateau.scale) == pytest.approx(0.1)
+
+
+def test_a_validation_leaves_the_training_step_compiled():
+    """Types and places of the state stay; a compiled step refuses any other than those it was compiled for."""
+    mesh = parallel.make_mesh(Mesh(data=-1, fsdp=1, tensor=1))
+    create = lambda: states.create({"w": jnp.zeros(2)}, {}, optax.sgd(1.0), 0.0)
+    state = jax.jit(create, out_shardings=parallel.shardings(jax.eval_shape(create), mesh))()
+    step = lambda state: states.apply_gradients(state, state.params, {}, optax.sgd(1.0), 0.0)
+    compiled = jax.jit(step).lower(state).compile()
+    noted = after(state, 1.0)
+    assert jax.tree.map(jax.typeof, noted) == jax.tree.map(jax.typeof, state)
+    assert float(compiled(noted).plateau.best_value) == 1.0

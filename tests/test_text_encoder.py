@@ -2,6 +2,10 @@ from __future__ import annotations
 
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -10,13 +14,29 @@ from safetensors.numpy import save_file
 from scipy.special import erf
 from tokenizers import BertWordPieceTokenizer
 
-from vgjax.config import ConfigError
+from vgjax.config import ConfigError, TextEncoder
+from vgjax.features.text import padded
 from vgjax.models import text_encoder
-from vgjax.schema import TextEncoder
 from vgjax.text import load_text_encoder
 
+REPO = Path(__file__).parents[1]
 WIDTH, DEPTH, HEADS, HIDDEN, POSITIONS = 16, 3, 2, 24, 40
-PIECES = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "small", "large", "polyp", "in", "the", "centre", "##s", "left"]
+PIECES = [
+    "[PAD]",
+    "[UNK]",
+    "[CLS]",
+    "[SEP]",
+    "[MASK]",
+    "a",
+    "small",
+    "large",
+    "polyp",
+    "in",
+    "the",
+    "centre",
+    "##s",
+    "left",
+]
 TEXTS = ["a small polyp", "large polyps in the centre", "the left"]
 
 # Written out from the two published layouts, not taken from the package.
@@ -80,14 +100,14 @@ def tiny_tensors(kind: str) -> dict[str, np.ndarray]:
     return {name: tensor.astype(np.float32) for name, tensor in tensors.items()}
 
 
-def save_model(folder, kind: str, tensors=None, vocabulary_file: str = "tokenizer.json", **config):
+def save_model(folder, kind: str, tensors=None, vocabulary_file: str = "tokenizer.json", lowercase=True, **config):
     folder.mkdir(exist_ok=True)
     save_file(tiny_tensors(kind) if tensors is None else tensors, folder / "model.safetensors")
     values = dict(model_type=kind, vocab_size=len(PIECES), max_position_embeddings=POSITIONS)
     (folder / "config.json").write_text(json.dumps(values | LAYOUTS[kind]["config"] | config))
     (folder / "vocab.txt").write_text("\n".join(PIECES) + "\n")
     if vocabulary_file == "tokenizer.json":
-        tokenizer = BertWordPieceTokenizer(str(folder / "vocab.txt"))
+        tokenizer = BertWordPieceTokenizer(str(folder / "vocab.txt"), lowercase=lowercase)
         tokenizer.enable_padding(length=7)  # a saved setting that must not survive loading
         tokenizer.save(str(folder / "tokenizer.json"))
         (folder / "vocab.txt").unlink()
@@ -202,6 +222,36 @@ def test_prefix_old_names_and_heads_are_understood(tmp_path):
     np.testing.assert_allclose(encoded, [reference("bert", text) for text in TEXTS], atol=2e-5)
 
 
+@pytest.mark.parametrize("vocabulary_file", ["tokenizer.json", "vocab.txt"])
+@pytest.mark.parametrize("lowercase", [True, False])
+def test_case_counts_where_the_tokenizer_says_so(tmp_path, vocabulary_file, lowercase):
+    """The tokenizer.json says so itself; beside a vocab.txt the tokenizer_config.json does."""
+    folder = save_model(tmp_path / "model", "bert", vocabulary_file=vocabulary_file, lowercase=lowercase)
+    if vocabulary_file == "vocab.txt":
+        (folder / "tokenizer_config.json").write_text(json.dumps({"do_lower_case": lowercase}))
+    written, small, unknown = encoder_in(folder)(["A pólyp", "a polyp", "[UNK] [UNK]"])
+    np.testing.assert_array_equal(written, small if lowercase else unknown)
+
+
+def test_transformers_is_imported_late_silently_and_without_a_network(tmp_path):
+    program = """
+import socket, sys
+import vgjax.text
+from vgjax.config import TextEncoder
+assert "transformers" not in sys.modules
+def refuse(self, address): raise AssertionError(address)
+socket.socket.connect = socket.socket.connect_ex = socket.socket.sendto = refuse
+encode = vgjax.text.load_text_encoder(TextEncoder(kind="bert", width=16, path=sys.argv[1], max_length=40))
+assert "transformers" in sys.modules and encode(["a polyp"]).shape == (1, 16)
+"""
+    online = {name: value for name, value in os.environ.items() if not name.endswith("_OFFLINE")}
+    command = [sys.executable, "-W", "error", "-c", program]
+    for vocabulary_file in ("tokenizer.json", "vocab.txt"):
+        folder = save_model(tmp_path / vocabulary_file, "bert", vocabulary_file=vocabulary_file)
+        ran = subprocess.run([*command, folder], cwd=REPO, env=online, capture_output=True, text=True)
+        assert (ran.returncode, ran.stdout, ran.stderr) == (0, "", "")
+
+
 def test_half_precision_weights_are_computed_with_in_float32(tmp_path):
     tensors = {name: tensor.astype(np.float16) for name, tensor in tiny_tensors("bert").items()}
     encoded = encoder_in(save_model(tmp_path / "model", "bert", tensors))(TEXTS)
@@ -259,7 +309,7 @@ def test_a_broken_folder_is_refused_in_one_sentence(tmp_path, name, content, com
         ({"position_embedding_type": "relative_key"}, "relative_key"),
         ({"num_attention_heads": 3}, "3 heads do not divide"),
         ({"num_attention_heads": 0}, "0 heads do not divide"),
-        ({"vocab_size": 12}, "knows 13 pieces but the model 12"),
+        ({"vocab_size": 13}, "knows 14 pieces but the model 13"),
     ],
 )
 def test_a_variant_that_is_not_built_is_refused(tmp_path, config, complaint):
@@ -276,12 +326,6 @@ def test_values_of_the_config_that_do_not_fit_name_their_key(tmp_path):
     for path in (str(tmp_path / "absent"), "nobody/no-such-model", "no/such/hub/id"):
         with pytest.raises(ConfigError, match=r"text_encoder.path': .* is neither a folder nor a model"):
             encoder("bert", WIDTH, path, 128)
-    with pytest.raises(ConfigError, match=r"text_encoder.path' is empty"):
-        encoder("bert", WIDTH, "", 128)
-    with pytest.raises(ConfigError, match=r"text_encoder.width' is 0"):
-        encoder("hashing", 0, "", 128)
-    with pytest.raises(ConfigError, match=r"text_encoder.kind' is 'word2vec'"):
-        encoder("word2vec", 16, "", 128)
 
 
 def test_a_model_in_the_local_hub_cache_is_found_by_its_id(tmp_path, monkeypatch):
@@ -293,3 +337,27 @@ def test_a_model_in_the_local_hub_cache_is_found_by_its_id(tmp_path, monkeypatch
     save_model(home / "snapshots" / ("0" * 40), "bert")
     encoded = encoder("bert", WIDTH, "someone/tiny", 128)(TEXTS)
     np.testing.assert_allclose(encoded, [reference("bert", text) for text in TEXTS], atol=2e-5)
+
+
+def test_sequences_pool_to_the_embedding(tmp_path):
+    """The mean of a text's token vectors is its embedding, whatever it is batched with."""
+    encode = encoder_in(save_model(tmp_path / "model", "bert"))
+    found = encode.sequences(TEXTS)
+    assert len({len(tokens) for tokens in found}) > 1
+    np.testing.assert_allclose([tokens.mean(0) for tokens in found], encode(TEXTS), atol=1e-6)
+    np.testing.assert_allclose(encode.sequences(TEXTS[-1:])[0], found[-1], atol=1e-6)
+
+
+def test_hashed_sequences_hold_a_vector_a_word():
+    encode = text_encoder.Hashing(64)
+    (tokens,) = encode.sequences(["a small polyp"])
+    np.testing.assert_array_equal(tokens, np.concatenate([encode([word]) for word in ("a", "small", "polyp")]))
+    assert encode.sequences([""])[0].shape == (0, 64)
+
+
+def test_sequences_are_padded_and_cut():
+    tokens, mask = padded(np.ones((3, 4), np.float16), 5)
+    assert tokens.shape == (5, 4) and mask.tolist() == [True] * 3 + [False] * 2 and tokens[mask].all()
+    assert not tokens[~mask].any()
+    tokens, mask = padded(np.ones((3, 4), np.float16), 2)
+    assert tokens.shape == (2, 4) and mask.all()

@@ -10,10 +10,10 @@ from configs import phantom
 from vgjax import config as configs
 from vgjax import parallel
 from vgjax.config import ConfigError
+from vgjax.context import Context
 from vgjax.models import vgg
 from vgjax.stages import prior
 from vgjax.stages.prior import load_features
-from vgjax.stages.stage import Run
 
 # torchvision's names of the convolutions up to relu3_1: (inputs, outputs).
 LAYERS = {0: (3, 64), 2: (64, 64), 5: (64, 128), 7: (128, 128), 10: (128, 256)}
@@ -66,7 +66,7 @@ def test_stage_one_has_the_term(tmp_path):
     given = phantom.get_config("smoke")
     given.prior.weight_perceptual, given.prior.vgg_path = 0.5, saved(tmp_path / "vgg.safetensors")
     config = configs.from_config_dict(given)
-    stage = prior.make(Run(config, tmp_path, parallel.make_mesh(config.mesh)))
+    stage = prior.PriorStage(Context(config, parallel.make_mesh(config.mesh), {}.__getitem__))
     rng, size = np.random.default_rng(0), config.data.image_size
     batch = {
         "image": rng.integers(0, 256, (2, size, size, 3), np.uint8),

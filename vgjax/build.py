@@ -10,6 +10,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from vgjax.config import Autoencoder as AutoencoderConfig
 from vgjax.config import Config, ConfigError
 from vgjax.diffusion.process import Process
 from vgjax.models.appearance import STATISTICS
@@ -19,7 +20,6 @@ from vgjax.models.dit import DiT
 from vgjax.models.lora import Adapter
 from vgjax.models.prior import VisualPrior
 from vgjax.models.sdnet import SDNet
-from vgjax.schema import Autoencoder as AutoencoderConfig
 from vgjax.weights import autoencoders, from_torch
 
 
@@ -67,6 +67,11 @@ def prior(config: Config) -> VisualPrior | SDNet:
         "reference": lambda: SDNet(unet_widths=c.widths, segmentor_features=c.segmentor_width, **shared),
     }
     return networks[c.variant]()
+
+
+def prior_size(config: Config) -> int:
+    """Pixels a side at which stage 1 looks at pictures."""
+    return config.prior.image_size or config.data.image_size
 
 
 def anatomy_shape(config: Config) -> tuple[int, int, int]:

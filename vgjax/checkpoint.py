@@ -11,6 +11,7 @@ import numpy as np
 import safetensors.numpy
 from orbax.checkpoint import v1 as ocp
 
+from vgjax.atomic import replacing
 from vgjax.state import TrainState
 
 SMALL_SLICE_BYTES = 1 << 20
@@ -64,10 +65,9 @@ class Checkpoints:
 
 def save_export(path: pathlib.Path, variables: Any) -> None:
     """Writes nested variables as one safetensors file, atomically; names are joined by '/'."""
-    flat = {"/".join(k): np.ascontiguousarray(v) for k, v in flax.traverse_util.flatten_dict(variables).items()}
-    part = path.with_suffix(".part")
-    safetensors.numpy.save_file(flat, part)
-    part.replace(path)
+    flat = {"/".join(k): np.ascontiguousarray(v) for k, v in flax.traverse_util.flatten_dict(dict(variables)).items()}
+    with replacing(path) as part:
+        safetensors.numpy.save_file(flat, part)
 
 
 def load_export(path: pathlib.Path) -> dict[str, Any]:

@@ -1,234 +1,324 @@
-"""ConfigDict -> frozen dataclasses, with every check that needs no device.
+"""Every key of a config once: name, type, default, bounds or choices, and a line of documentation.
 
-`configs/base.py` holds each key once with its default; `vgjax/schema.py` is the schema. `from_config_dict` refuses
-unknown keys and wrong types, `validate` refuses values that cannot work together, both before any long work.
+`defaults` gives the ConfigDict that `configs/*.py` and flags change; `from_config_dict` turns it into the frozen
+`Config` that all other code reads and refuses unknown keys, wrong types, values out of bounds and values that cannot
+work together, before any long work. Units stand in the names: `_steps` optimiser steps, `_items` pictures, `_size`
+pixels, `weight_` factor of a loss term.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import json
-import pathlib
-import re
-import typing
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import ml_collections
+from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
 
-from vgjax.schema import Config
+from vgjax import compatibility
+from vgjax.keys import ConfigError, Group, build, key
+
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Widths = Annotated[tuple[PositiveInt, ...], Field(strict=False)]  # not strict: a list will do
+Names = Annotated[tuple[str, ...], Field(strict=False)]
 
 
-class ConfigError(ValueError):
-    """Something the user can mend: the message is one sentence saying what, where and the remedy."""
+# ---------------------------------------------------------------- the keys
 
 
-CHOICES: dict[str, tuple[str, ...]] = {
-    "data.source": ("phantom", "ham10000", "kvasir_seg", "busi", "mimic", "covid_cxr", "folder"),
-    "data.aspect": ("crop", "pad", "stretch"),
-    "data.captions": ("own", "measured", "both"),
-    "data.intensity": ("dataset", "per_image"),
-    "text_encoder.kind": ("hashing", "bert"),
-    "prior.variant": ("default", "reference"),
-    "disentangler.alignment": ("scaled", "cosine"),
-    "denoiser.condition": ("factors", "published", "class_label"),
-    "autoencoder.kind": ("pixel", "kl", "tiny"),
-    "diffusion.objective": ("epsilon", "v", "flow"),
-    "sample.solver": ("dpmpp_2m", "euler"),
-    "evaluate.baseline": ("none", "shuffled_captions"),
-    "train.optimizer": ("adamw", "muon"),
-    "train.keep": ("last", "best"),
-    "train.schedule": ("cosine", "constant", "plateau"),
-}
+class Data(Group):
+    """Pictures and their captions."""
+
+    source: Literal["phantom", "ham10000", "kvasir_seg", "busi", "mimic", "covid_cxr", "folder"] = key(
+        "phantom", "dataset to read; phantom: rendered"
+    )
+    root: str = key("", "folder of the dataset in its original layout; unused by phantom")
+    image_size: PositiveInt = key(32, "pixels a side of the squares that everything works on")
+    aspect: Literal["crop", "pad", "stretch"] = key(
+        "crop", "how pictures become square, masks alike: crop (centre), pad (black) or stretch"
+    )
+    captions: Literal["own", "measured", "both"] = key(
+        "own", "own: the dataset's text, measured where it has none; measured: from mask and pixels; both"
+    )
+    captions_file: str = key(
+        "", "JSON lines of id and caption, used as the dataset's text (vgjax.data.caption.captioner)"
+    )
+    label_in_caption: bool = key(False, "say the class in the caption")
+    splits: str = key(
+        "", "folder of train.txt, validation.txt, test.txt, an id a line; empty: the dataset's, or by hash"
+    )
+    max_bad_fraction: Fraction = key(0.05, "share of the pictures; more that cannot be decoded stop the preparation")
+    max_pixels: PositiveInt = key(64_000_000, "pixels of a picture; larger ones are refused")
+    workers: NonNegativeInt = key(0, "processes that decode; 0: one a core")
+    train_items: NonNegativeInt = key(8000, "phantom only: training pictures to render")
+    validation_items: NonNegativeInt = key(500, "phantom only: validation pictures to render")
+    test_items: NonNegativeInt = key(600, "phantom only: test pictures to render")
+    validation_fraction: Fraction = key(0.05, "share of the pictures, in datasets without an official split")
+    test_fraction: Fraction = key(0.20, "share of the pictures, in datasets without an official split")
+    intensity: Literal["dataset", "per_image"] = key(
+        "dataset", "dataset: one scale for all (8-bit range to [-1, 1]); per_image: min-max, as published"
+    )
+    shuffle_captions: bool = key(False, "control experiment: captions permuted between the training pictures")
+    noise_factors: bool = key(False, "control experiment: ground-truth factors and labels replaced by noise")
+
+
+class Mesh(Group):
+    """Devices along each axis."""
+
+    data: Annotated[int, Field(ge=-1)] = key(-1, "devices along the batch; -1: all that are left")
+    fsdp: PositiveInt = key(1, "devices along the batch that also share the parameters")
+    tensor: PositiveInt = key(1, "devices that share each large matrix")
+
+
+class TextEncoder(Group):
+    """Captions to embeddings; frozen."""
+
+    kind: Literal["hashing", "bert"] = key("hashing", "hashing (no weights) or bert (BERT or DistilBERT layout)")
+    width: PositiveInt = key(1024, "D, length of an embedding; bert: must equal the model's hidden size")
+    path: str = key("", "bert: folder or hub id")
+    max_length: PositiveInt = key(128, "longest text in tokens; the rest is cut off")
+
+
+class Training(Group):
+    """How one stage is trained."""
+
+    steps: PositiveInt = key(1000, "optimiser steps")
+    batch_size: PositiveInt = key(64, "examples a step, over all devices")
+    optimizer: Literal["adamw", "muon"] = key(
+        "adamw", "muon: for matrices of blocks, text heads and encoders, with AdamW for the rest"
+    )
+    learning_rate: PositiveFloat = key(1e-3, "peak, after warm-up")
+    warmup_steps: NonNegativeInt = key(50, "steps of linear warm-up")
+    schedule: Literal["cosine", "constant", "plateau"] = key(
+        "cosine", "cosine (to 0), constant, or plateau (x 0.1 when the validation score stalls 5 times)"
+    )
+    weight_decay: NonNegativeFloat = key(0.0, "decoupled weight decay")
+    adam_b1: Fraction = key(0.9, "decay of AdamW's first moment")
+    adam_b2: Annotated[float, Field(gt=0, lt=1)] = key(0.999, "decay of AdamW's second moment")
+    clip_norm: NonNegativeFloat = key(1.0, "largest global gradient norm; 0: off")
+    clip_part: str = key("", 'clip this part of the parameters alone ("lora"); empty: all of them together')
+    ema_decay: Fraction = key(0.0, "moving average of the weights, used for everything after training; 0: off")
+    checkpoint_every_steps: PositiveInt = key(200, "how often to validate and to write a checkpoint")
+    log_every_steps: PositiveInt = key(20, "how often to write the losses to the log")
+    keep: Literal["last", "best"] = key("last", "export the the last, or the one of best validation score")
+
+
+class Prior(Group):
+    """Stage 1: the visual prior, pictures to factors."""
+
+    variant: Literal["default", "reference"] = key("default", "reference: the published SDNet")
+    image_size: NonNegativeInt = key(0, "pixels a side that stage 1 sees; 0: data.image_size")
+    widths: Widths = key((16, 32), "channels of the U-Net's levels, finest first")
+    modality_widths: Widths = key((16, 16), "channels of the modality encoder's convolutions")
+    segmentor_width: PositiveInt = key(16, "hidden channels of the segmentor")
+    decoder_widths: Widths = key((16, 16), "channels between the decoder's convolutions")
+    anatomy_factors: PositiveInt = key(8, "K, channels of the anatomy map")
+    modality_factors: PositiveInt = key(16, "Z, length of the modality vector")
+    grid: PositiveInt = key(8, "g: anatomy reaches the transformer as g x g area fractions; 1: one mean, as published")
+    standardise: bool = key(True, "factors to the dataset's zero mean and unit scale; published: as they are")
+    weight_l1: NonNegativeFloat = key(1.0, "absolute error of the rebuilt picture (L1)")
+    weight_kl: NonNegativeFloat = key(1e-3, "KL divergence of the modality vector")
+    weight_dice: NonNegativeFloat = key(1.0, "Dice loss of the lesion mask")
+    weight_regression: NonNegativeFloat = key(0.0, "mu read back from the rebuilt picture; published: 1")
+    weight_perceptual: NonNegativeFloat = key(
+        0.0, "perceptual distance of the rebuilt picture (VGG-19 relu3_1); needs vgg_path"
+    )
+    weight_appearance: NonNegativeFloat = key(
+        1.0, "colour and texture statistics read back from the modality vector; 0: as published"
+    )
+    weight_consistency: NonNegativeFloat = key(1.0, "anatomy map equal under changes of imaging style; 0: as published")
+    flip: bool = key(False, "mirror pictures with their masks at random, either way; stage 1 never sees text")
+    vgg_path: str = key("", "safetensors with torchvision's VGG-19 names")
+    weights: str = key("", "variant reference: a trained SDNet's file, taken as it is instead of training")
+    train: Training = Training(steps=600, batch_size=8, learning_rate=2e-3)
+
+
+class Disentangler(Group):
+    """Stage 2: the text disentangler, text embeddings to factors."""
+
+    hidden: PositiveInt = key(384, "width of the hidden layers")
+    dropout: Fraction = key(0.1, "rate of dropout in the hidden layers")
+    word_dropout: Fraction = key(
+        0.1, "rate of dropout of the text embedding's entries; with hashing an entry is a word or word pair"
+    )
+    alignment: Literal["scaled", "cosine"] = key(
+        "scaled", "scaled: squared error on standardised factors; cosine: direction only, as published"
+    )
+    weight_reconstruction: NonNegativeFloat = key(0.0, "text embedding rebuilt from both factors; published: 0.5")
+    shuffle_anatomy_targets: bool = key(False, "control experiment: anatomy permuted between the training pictures")
+    shuffle_modality_targets: bool = key(False, "control experiment: modality permuted between the training pictures")
+    weights: str = key("", "a trained text disentangler's file, taken as it is instead of training")
+    train: Training = Training(
+        steps=240, batch_size=256, optimizer="muon", learning_rate=4e-3, checkpoint_every_steps=80, keep="best"
+    )
+
+
+class Lora(Group):
+    """Low-rank adapter of a pretrained transformer, with PEFT's semantics."""
+
+    rank: NonNegativeInt = key(0, "rank of the adapter's matrices; 0: no adapter")
+    alpha: PositiveFloat = key(8.0, "the adapter's output is scaled by alpha / rank")
+    rank_stabilised: bool = key(False, "scale by alpha / sqrt(rank) instead")
+    targets: Names = key(
+        (
+            *("to_q", "to_k", "to_v", "to_out.0", "proj_in", "proj", "ff.net.0.proj", "ff.net.2", "proj_out"),
+            *("linear", "linear_1", "linear_2"),
+        ),
+        "torch's names of the adapted modules, as published: all linear layers and the patch embedding",
+    )
+    weights: str = key("", "a trained adapter's file or folder (with hffm_weights)")
+
+
+class Denoiser(Group):
+    """Stage 3: HFFM and diffusion transformer, factors to pictures."""
+
+    condition: Literal["factors", "published", "class_label"] = key(
+        "factors", "what the transformer is told: factors of the text, the published pair of tokens, or the class alone"
+    )
+    hffm_hidden: PositiveInt = key(128, "hidden width of the fusion module")
+    hffm_weights: str = key("", "a trained HFFM's file (with lora.weights), taken as it is instead of training")
+    token_width: PositiveInt = key(128, "width of the condition tokens")
+    components: NonNegativeInt = key(
+        64, "leading text-predictable directions of each channel's factors, each brought to unit variance"
+    )
+    width: PositiveInt = key(128, "channels of the transformer")
+    depth: PositiveInt = key(4, "blocks of the transformer")
+    heads: PositiveInt = key(4, "attention heads")
+    patch: PositiveInt = key(4, "latent pixels a side of a patch")
+    mlp_ratio: PositiveFloat = key(4.0, "hidden width of a block's MLP, in multiples of width")
+    learn_sigma: bool = key(False, "twice the output channels, as PixArt has; the second half is not trained")
+    position_cells: NonNegativeInt = key(
+        0, "patches a side that the position embeddings were made for; 0: as many as there are"
+    )
+    position_interpolation: PositiveFloat = key(1.0, "divisor of the positions (PixArt: 1 at 512 pixels, 2 at 1024)")
+    tell_size: bool = key(False, "height, width and aspect ratio as further conditions (PixArt at 1024)")
+    refine: NonNegativeInt = key(24, "channels of two convolutions after the transformer; 0: none, as published")
+    weights: str = key("", "transformer to adapt: file, folder or hub id in diffusers' layout; empty: train a new one")
+    lora: Lora = Lora()
+    dropout: dict[str, Fraction] = key(
+        {"anatomy": 0.1, "modality": 0.1}, "by channel, the rate at which its trained null takes its place in training"
+    )
+    condition_noise: NonNegativeFloat = key(0.1, "standard deviation added to the standardised components in training")
+    flip: bool = key(False, "mirror pictures left-right at random; refused where captions say left or right")
+    remat: bool = key(False, "recompute activations in the backward pass: less memory, about a third more time")
+    train: Training = Training(
+        steps=1500,
+        batch_size=32,
+        optimizer="muon",
+        learning_rate=6e-3,
+        warmup_steps=100,
+        ema_decay=0.995,
+        checkpoint_every_steps=375,
+    )
+
+
+class Autoencoder(Group):
+    """Pictures to the latents that the transformer works on; frozen."""
+
+    kind: Literal["pixel", "kl", "tiny"] = key(
+        "pixel", "pixel: none; kl: Stable Diffusion, PixArt; tiny: TAESD and its relatives"
+    )
+    path: str = key("", "kl, tiny: file, folder or hub id of the weights; kl: a whole pipeline's will do")
+    channels: PositiveInt = key(3, "channels of the latents")
+    factor: PositiveInt = key(1, "picture pixels a latent pixel, along one side")
+
+
+class Diffusion(Group):
+    """The process that turns noise into latents."""
+
+    objective: Literal["epsilon", "v", "flow"] = key("flow", "what the network predicts; published: epsilon")
+    timesteps: PositiveInt = key(1000, "epsilon and v: length of the discrete schedule")
+    beta_start: PositiveFloat = key(1e-4, "epsilon and v: noise variance of the first timestep")
+    beta_end: PositiveFloat = key(0.02, "epsilon and v: noise variance of the last timestep")
+
+
+class Sample(Group):
+    """How pictures are drawn."""
+
+    solver: Literal["dpmpp_2m", "euler"] = key("euler", "euler for flow, dpmpp_2m for epsilon and v")
+    steps: PositiveInt = key(20, "solver steps")
+    guidance: dict[str, NonNegativeFloat] = key(
+        {"anatomy": 2.0, "modality": 2.0}, "by channel of the condition, its guidance scale; 1: no guidance, 0: ignored"
+    )
+    batch_size: PositiveInt = key(64, "pictures drawn together")
+    count: PositiveInt = key(4, "pictures a prompt in --mode=sample")
+
+
+class Evaluate(Group):
+    """How control is measured."""
+
+    metrics: Names = key(("control", "swap", "prior"), "what to measure: names in vgjax.evaluation.metrics.METRICS")
+    prompts: PositiveInt = key(320, "test captions")
+    draws: PositiveInt = key(1, "pictures a caption, and in the metric gain of other captions")
+    resamples: PositiveInt = key(2000, "resamplings behind a confidence interval")
+
+
+class Config(Group):
+    """Everything that decides what a run computes. Two runs with equal `Config` and software end bit-equal."""
+
+    name: str = key("base", "name of the config; a run's folder is runs/<name> unless --workdir says otherwise")
+    seed: Annotated[int, Field(ge=0, lt=1 << 64)] = key(0, "seed of all randomness, of 64 bits")
+    data: Data = Data()
+    mesh: Mesh = Mesh()
+    text_encoder: TextEncoder = TextEncoder()
+    prior: Prior = Prior()
+    disentangler: Disentangler = Disentangler()
+    denoiser: Denoiser = Denoiser()
+    autoencoder: Autoencoder = Autoencoder()
+    diffusion: Diffusion = Diffusion()
+    sample: Sample = Sample()
+    evaluate: Evaluate = Evaluate()
+
+    def flat(self) -> dict[str, Any]:
+        """`{"denoiser.train.steps": 1500, ...}`, for reports and for telling which key differs."""
+        return dict(_flatten(self.model_dump()))
+
+    def to_json(self) -> str:
+        """What `from_json` reads."""
+        return json.dumps(self.model_dump(), indent=1, sort_keys=True)
+
+
+def _flatten(tree: dict[str, Any], where: str = "") -> list[tuple[str, Any]]:
+    rows: list[tuple[str, Any]] = []
+    for name, value in tree.items():
+        rows += _flatten(value, f"{where}{name}.") if isinstance(value, dict) else [(where + name, value)]
+    return rows
+
+
+# ---------------------------------------------------------------- from the user's ConfigDict and back
+
+
+def defaults(model: type[Config] = Config) -> ml_collections.ConfigDict:
+    """Every key at its default, for config files and flags to change."""
+    return ml_collections.ConfigDict(model().model_dump())
 
 
 def from_config_dict(config: ml_collections.ConfigDict) -> Config:
-    """Turns the user's ConfigDict into the frozen schema.
+    """Turns the user's ConfigDict into the frozen config.
 
     Raises:
-      ConfigError: a key is unknown, missing, or has a value of the wrong type.
+      ConfigError: a key is unknown or missing, or a value cannot be used, by itself or with the others.
     """
-    built = _build(Config, config.to_dict(), "")
+    built = build(Config, config.to_dict())
     validate(built)
     return built
 
 
 def from_json(text: str) -> Config:
     """The inverse of `Config.to_json`."""
-    return _build(Config, json.loads(text), "")
-
-
-def _build(cls: Any, values: dict[str, Any], where: str) -> Any:
-    hints = typing.get_type_hints(cls)
-    unknown = sorted(set(values) - set(hints))
-    missing = sorted(set(hints) - set(values))
-    if unknown or missing:
-        word, key = ("unknown", unknown[0]) if unknown else ("missing", missing[0])
-        raise ConfigError(f"{word} config key '{where}{key}': the keys are listed in configs/base.py")
-    built = {}
-    for key, hint in hints.items():
-        built[key] = _convert(hint, values[key], f"{where}{key}")
-    return cls(**built)
-
-
-def _convert(hint: Any, value: Any, key: str) -> Any:
-    if dataclasses.is_dataclass(hint):
-        if not isinstance(value, dict):
-            raise ConfigError(f"config key '{key}' is a group of keys, not {value!r}: set one of the keys inside it")
-        return _build(hint, value, key + ".")
-    if typing.get_origin(hint) is tuple:
-        entry = typing.get_args(hint)[0]
-        if not isinstance(value, list | tuple) or not all(type(v) is entry for v in value):
-            raise ConfigError(f"config key '{key}' must be a sequence of {entry.__name__} values, not {value!r}")
-        return tuple(value)
-    if hint is float and type(value) is int:
-        return float(value)
-    if type(value) is not hint:
-        raise ConfigError(f"config key '{key}' must be of type {hint.__name__}, not {value!r}")
-    return value
+    return build(Config, json.loads(text))
 
 
 def validate(config: Config) -> None:
-    """Checks values and their combinations.
+    """Checks what single keys cannot tell: values that do not work together.
 
     Raises:
       ConfigError: naming the key, its value and the remedy.
     """
-    flat = config.flat()
-    for key, allowed in CHOICES.items():
-        for name, value in flat.items():
-            if (name == key or name.endswith("." + key)) and value not in allowed:
-                raise ConfigError(f"config key '{name}' is '{value}': choose one of {', '.join(allowed)}")
-    for name, value in flat.items():
-        if isinstance(value, int | float) and not isinstance(value, bool):
-            _validate_number(name, value)
-    _validate_sizes(config)
-    _validate_combinations(config)
-
-
-_MAY_BE_ZERO = ("seed", "warmup_steps", "weight_", "ema_decay", "dropout", "noise", "decay", "items", "clip_norm",
-                "adam_b1", "guidance", "fraction", "components", "refine", "rank", "position_cells",
-                "image_size", "workers")  # fmt: skip
-_FRACTIONS = ("ema_decay", "dropout", "adam_b1", "adam_b2", "fraction")
-
-
-def _validate_number(name: str, value: float) -> None:
-    leaf = name.rsplit(".", 1)[-1]
-    if name.startswith("mesh."):
-        if value < 1 and not (name == "mesh.data" and value == -1):
-            raise ConfigError(
-                f"config key '{name}' is {value}: give a positive number (mesh.data may be -1: all devices)"
-            )
-        return
-    if value < 0 or (value == 0 and not any(word in leaf for word in _MAY_BE_ZERO)):
-        raise ConfigError(f"config key '{name}' is {value}: give a positive number")
-    if any(word in leaf for word in _FRACTIONS) and value >= 1:
-        raise ConfigError(f"config key '{name}' is {value}: give a number in [0, 1)")
-
-
-def _validate_sizes(config: Config) -> None:
-    if not config.data.image_size:
-        raise ConfigError("config key 'data.image_size' is 0: give a positive number")
-    size, levels = config.prior.image_size or config.data.image_size, len(config.prior.widths)
-    key = "prior.image_size" if config.prior.image_size else "data.image_size"
-    if size % (2**levels):
-        raise ConfigError(f"config key '{key}' is {size}: it must be divisible by {2**levels}, 2 ** len(prior.widths)")
-    if size % config.prior.grid:
-        raise ConfigError(f"config key 'prior.grid' is {config.prior.grid}: it must divide {key} {size}")
-    _validate_latents(config)
-    if config.denoiser.width % config.denoiser.heads:
-        raise ConfigError(
-            f"config key 'denoiser.heads' is {config.denoiser.heads}: it must divide denoiser.width"
-            f" {config.denoiser.width}"
-        )
-    if config.denoiser.width % 4:
-        raise ConfigError(
-            f"config key 'denoiser.width' is {config.denoiser.width}: 2-D position embeddings need a multiple of 4"
-        )
-
-
-def _validate_latents(config: Config) -> None:
-    size, patch, grid = config.data.image_size, config.denoiser.patch, config.prior.grid
-    c = config.autoencoder
-    if c.kind == "pixel" and (c.channels, c.factor) != (3, 1):
-        raise ConfigError(
-            f"config keys 'autoencoder.channels' and 'autoencoder.factor' are {c.channels} and {c.factor}: with"
-            " autoencoder.kind 'pixel' they must be 3 and 1"
-        )
-    factor = c.factor
-    if size % factor:
-        raise ConfigError(
-            f"config key 'data.image_size' is {size}: the autoencoder makes pictures {factor} times smaller, so it must"
-            f" be divisible by {factor}"
-        )
-    side = size // factor
-    if side % patch:
-        raise ConfigError(f"config key 'denoiser.patch' is {patch}: it must divide the latent size {side}")
-    if config.denoiser.condition == "factors" and (side // patch) % grid:
-        raise ConfigError(
-            f"config key 'prior.grid' is {grid}: it must divide the {side // patch} patches a side"
-            " (latent size / denoiser.patch)"
-        )
-
-
-def _validate_combinations(config: Config) -> None:
-    if config.prior.weight_perceptual and not config.prior.vgg_path:
-        raise ConfigError(
-            f"config key 'prior.weight_perceptual' is {config.prior.weight_perceptual} without VGG-19 weights:"
-            " name a file in prior.vgg_path or set the weight to 0"
-        )
-    if config.prior.vgg_path and not pathlib.Path(config.prior.vgg_path).is_file():
-        raise ConfigError(
-            f"config key 'prior.vgg_path' names {config.prior.vgg_path}, which is not a file: give VGG-19 safetensors"
-        )
-    if (config.diffusion.objective == "flow") != (config.sample.solver == "euler"):
-        raise ConfigError(
-            f"config key 'sample.solver' is '{config.sample.solver}' with diffusion.objective"
-            f" '{config.diffusion.objective}': use euler for flow and dpmpp_2m for epsilon or v"
-        )
-    if bool(config.denoiser.weights) != bool(config.denoiser.lora.rank):
-        raise ConfigError(
-            f"config key 'denoiser.lora.rank' is {config.denoiser.lora.rank} with denoiser.weights"
-            f" '{config.denoiser.weights}': an adapter needs weights to adapt and weights are trained by an adapter, so"
-            " set both or neither"
-        )
-    _validate_given(config)
-    kind, path = config.autoencoder.kind, config.autoencoder.path
-    if kind != "pixel" and not (path and (pathlib.Path(path).exists() or re.fullmatch(r"[\w.-]+/[\w.-]+", path))):
-        raise ConfigError(
-            f"config key 'autoencoder.path' is '{path}' with autoencoder.kind '{kind}': name the file, folder or hub id"
-            " of its weights"
-        )
-    if config.text_encoder.kind == "bert" and not config.text_encoder.path:
-        raise ConfigError("config key 'text_encoder.path' is empty: name the folder or hub id of the BERT weights")
-
-
-def _validate_given(config: Config) -> None:
-    """Stages that are taken from files instead of being trained."""
-    hffm, adapter = config.denoiser.hffm_weights, config.denoiser.lora.weights
-    if bool(hffm) != bool(adapter):
-        raise ConfigError(
-            f"config key 'denoiser.hffm_weights' is '{hffm}' and denoiser.lora.weights '{adapter}': they were trained"
-            " together, so name both or neither"
-        )
-    if adapter and not config.denoiser.weights:
-        raise ConfigError(
-            f"config key 'denoiser.lora.weights' is '{adapter}' without denoiser.weights: name the transformer that it"
-            " adapts"
-        )
-    if config.prior.weights and config.prior.variant != "reference":
-        raise ConfigError(
-            f"config key 'prior.weights' is '{config.prior.weights}' with prior.variant '{config.prior.variant}': only"
-            " the published SDNet can be taken from a file, so use the variant :reference"
-        )
-    if hffm and config.denoiser.condition != "published":
-        raise ConfigError(
-            f"config key 'denoiser.hffm_weights' is '{hffm}' with denoiser.condition"
-            f" '{config.denoiser.condition}': only the published fusion module can be taken from a file, so use the"
-            " variant :reference"
-        )
+    for complaint in compatibility.complaints(config.flat()):
+        raise ConfigError(complaint)
 
 
 def difference(one: Config, other: Config) -> list[str]:
     """Names of the keys in which two configs differ."""
     a, b = one.flat(), other.flat()
-    return [key for key in a if a[key] != b[key]]
+    return [name for name in a if a[name] != b[name]]

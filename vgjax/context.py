@@ -1,66 +1,190 @@
-"""A run: its config, its workdir, its devices, and the rows and weights that its parts read from one another."""
+"""What the makers of artefacts read: declared config keys, declared artefacts, and the rows and weights in those."""
 
 from __future__ import annotations
 
 import dataclasses
+import fnmatch
+import functools
+import logging
 import pathlib
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 
-from vgjax import checkpoint
-from vgjax.data.prepare import pictures as preparation
-from vgjax.data.prepare.builder import Pictures
+from vgjax import checkpoint, parallel
+from vgjax.config import Config, ConfigError
+from vgjax.data import records
+from vgjax.data.prepare import builder
 from vgjax.data.records import PermutedFields, Records, Rows, SkippedRows, ZippedRecords
-from vgjax.schema import Config
+from vgjax.recipes import Recipe, declared, scoped
+from vgjax.store import Artefact, Store, StoreError, stamps
+
+VARIABLES = "variables.safetensors"  # of a trained stage or a fitted condition
 
 
 @dataclasses.dataclass(frozen=True)
-class Run:
-    """Where a run lives and what it computes on.
+class Context:
+    """What one maker sees of a run.
 
     Attributes:
-      config: everything that decides the result.
-      workdir: the run's folder.
+      config: the keys that it declared; reading another raises `UndeclaredKey`.
       mesh: devices.
+      artefact: name -> the artefact, made first where it is not there; KeyError for one that was not declared.
     """
 
     config: Config
-    workdir: pathlib.Path
     mesh: jax.sharding.Mesh
+    artefact: Callable[[str], Artefact]
 
-    def records(self, kind: str, split: str) -> pathlib.Path:
-        """File of one kind of record ("text", "factors", "latents") of a split."""
-        return self.workdir / "records" / f"{kind}-{split}.array_record"
+    def rows(self, kinds: Sequence[str], split: str) -> SkippedRows:
+        """Rows of "pictures" and derived columns, joined by their number.
 
-    def rows(self, kinds: Sequence[str], split: str) -> Rows:
-        """Rows of one or several kinds of record; damaged pictures are left out.
+        A row that is damaged, or was when a column was derived, in any of them is left out, and told.
 
         Raises:
-          ConfigError: a file is missing or cut short, or the kinds differ in length.
+          StoreError: a file is missing or cut short.
         """
-        damaged = preparation.damaged(self.workdir / "records")[split]
+        opened = {kind: open_rows(self.artefact(kind), split) for kind in kinds}
+        joined = ZippedRecords({kind: rows for kind, (rows, _) in opened.items()})
+        lost = frozenset().union(*(lost for _, lost in opened.values()))
+        if "factors" in kinds:
+            c = self.config.disentangler
+            permuted = {"anatomy": c.shuffle_anatomy_targets, "modality": c.shuffle_modality_targets}
+            if fields := [name for name, on in permuted.items() if on]:
+                return PermutedFields(joined, lost, fields, self.config.seed)
+        return SkippedRows(joined, lost)
 
-        def source(kind: str) -> Rows:
-            if kind == "images":
-                return SkippedRows(Pictures(self.workdir / "records", self.config.data.source, split), damaged)
-            found = Records(self.records(kind, split))
-            return SkippedRows(found, damaged) if kind == "text" else found
+    def variables(self, name: str) -> dict[str, Any]:
+        """What a stage exported."""
+        return checkpoint.load_export(self.artefact(name).path(VARIABLES))
 
-        c, joined = self.config.disentangler, ZippedRecords({kind: source(kind) for kind in kinds})
-        permuted = {"anatomy": c.shuffle_anatomy_targets, "modality": c.shuffle_modality_targets}
-        fields = [name for name, on in permuted.items() if on and "factors" in kinds]
-        return PermutedFields(joined, fields, self.config.seed) if fields else joined
 
-    def export(self, stage: str) -> pathlib.Path:
-        """The stage's final variables."""
-        return self.workdir / "stages" / stage / "export.safetensors"
+@functools.lru_cache(maxsize=32)
+def open_rows(artefact: Artefact, split: str) -> tuple[Rows, frozenset[int]]:
+    """Rows of one split, and the numbers of those that cannot be read.
 
-    def variables(self, stage: str) -> dict[str, Any]:
-        """The stage's final variables, read."""
-        return checkpoint.load_export(self.export(stage))
+    Raises:
+      StoreError: a file is missing, or damaged in more than its records.
+    """
+    info, pictures = artefact.manifest["info"], artefact.name == "pictures"
+    for name in artefact.files:  # a damaged record costs itself, a damaged table of contents everything
+        if ".array_record" not in name:
+            artefact.path(name)
+    shards = fnmatch.filter(artefact.files, builder.shards(info["source"], split) if pictures else f"{split}-*")
+    paths = [artefact.folder / name for name in shards]
+    try:
+        rows: Rows = builder.Pictures(artefact.folder, info["source"], split) if pictures else Records(paths)
+        damaged = [] if all([artefact.intact(name) for name in shards]) else records.unreadable(paths)
+    except ConfigError as error:
+        raise StoreError(f"the artefact in {artefact.folder} is damaged: {error}") from None
+    if damaged:
+        logging.warning("%d damaged records of %s in %s are left out", len(damaged), split, artefact.folder)
+    return rows, frozenset(damaged).union(info.get("absent", {}).get(split, ()))
 
-    def done(self, stage: str) -> pathlib.Path:
-        """Written when a stage was trained to its end: fingerprint, step, seconds, memory."""
-        return self.workdir / "stages" / stage / "done.json"
+
+@dataclasses.dataclass(frozen=True)
+class Producer:
+    """How one kind of artefact is made and what decides it.
+
+    Attributes:
+      name: of the artefact.
+      make: fills a folder from what the context shows; returns what the manifest shall say of it. `wall_s`, seconds, is
+        added where it is not among that.
+      keys: config keys that decide the result, as `recipes.declared` takes them.
+      needs: artefacts that it is made from.
+      free: config keys that it reads though they decide nothing (how many processes, how often to log).
+      files: raw files and folders, which count by path, size and time; names that are no path count for nothing.
+      version: raised by hand when the result changes its meaning.
+      collective: whether its work is spread over the devices of all processes.
+      trained: of an older version it is used, and told, rather than made again.
+      loose: patterns of files that are kept without being checked.
+    """
+
+    name: str
+    make: Callable[[Context, pathlib.Path], Mapping[str, Any] | None]
+    keys: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    free: tuple[str, ...] = ()
+    files: Callable[[Config], Sequence[str]] = lambda config: ()
+    version: int = 1
+    collective: bool = False
+    trained: bool = False
+    loose: tuple[str, ...] = ()
+
+    def recipe(self, config: Config, inputs: Mapping[str, Recipe]) -> Recipe:
+        """What decides the artefact under a config."""
+        named = [name for name in self.files(config) if name]
+        raw = " ".join(stamps(pathlib.Path(name)) for name in named)
+        return Recipe(self.name, self.version, declared(config.flat(), self.keys), inputs, raw, self.trained)
+
+
+class Run:
+    """A config on a workdir: which artefacts it consists of, and getting each, made where it is not there.
+
+    Attributes:
+      workdir: what is written for people: report, metrics, samples.
+      producers: by name, each after those that it needs.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        workdir: pathlib.Path,
+        mesh: jax.sharding.Mesh,
+        store: Store,
+        producers: Mapping[str, Producer],
+    ):
+        self.config, self.workdir, self.mesh, self.store, self.producers = config, workdir, mesh, store, producers
+        self._recipes: dict[str, Recipe] = {}
+        self._artefacts: dict[str, Artefact] = {}
+
+    @property
+    def context(self) -> Context:
+        """All keys and all artefacts, for what is not kept: drawing for people, exports, reports."""
+        return Context(self.config, self.mesh, self.artefact)
+
+    def recipe(self, name: str) -> Recipe:
+        """What decides an artefact."""
+        if name not in self._recipes:
+            producer = self.producers[name]
+            inputs = {need: self.recipe(need) for need in producer.needs}
+            self._recipes[name] = producer.recipe(self.config, inputs)
+        return self._recipes[name]
+
+    def find(self, name: str) -> Artefact | None:
+        """An artefact that is there."""
+        return self._artefacts.get(name) or self.store.find(self.recipe(name))
+
+    def artefact(self, name: str) -> Artefact:
+        """An artefact, made first, and before it what it needs, where it is not there."""
+        if name not in self._artefacts:
+            producer, found = self.producers[name], self.find(name)
+            if not found:
+                for need in producer.needs:
+                    self.artefact(need)
+                found = self._get(producer)
+            self._artefacts[name] = found
+        return self._artefacts[name]
+
+    def _get(self, producer: Producer) -> Artefact:
+        """One process writes; the others compute along where the work is spread over all devices, and wait."""
+        recipe, make = self.recipe(producer.name), lambda folder: self._make(producer, folder)
+        if parallel.is_main():
+            self.store.get(recipe, make, producer.loose)
+        elif producer.collective:
+            make(self.store.part(recipe))
+        parallel.barrier(f"artefact {producer.name}")
+        found = self.store.find(recipe)
+        assert found, f"{producer.name} was made and is not there"
+        return found
+
+    def _make(self, producer: Producer, folder: pathlib.Path) -> Mapping[str, Any]:
+        logging.info("making %s", producer.name)
+        started = time.monotonic()
+        visible = {need: self.artefact(need) for need in producer.needs}
+        taken_out = {f"-{key}" for key in producer.free}
+        config = scoped(self.config, (*(key for key in producer.keys if key not in taken_out), *producer.free))
+        info = producer.make(Context(config, self.mesh, visible.__getitem__), folder)
+        return {"wall_s": time.monotonic() - started, **(info or {})}

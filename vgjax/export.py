@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any
@@ -11,6 +10,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from vgjax import build, weights
+from vgjax.atomic import replacing, write_json, write_text
 from vgjax.config import Config, ConfigError
 from vgjax.context import Run
 from vgjax.models import lora
@@ -66,39 +66,35 @@ def export(run: Run, prompt: str = "") -> pathlib.Path:
     """
     config, folder = run.config, run.workdir / "export"
     check(config)
-    folder.mkdir(exist_ok=True)
-    variables = run.variables("denoiser")
-    _save(folder / "hffm.safetensors", weights.to_torch("hffm", {"params": variables["params"]["hffm"]}))
-    text = run.variables("disentangler")
+    folder.mkdir(parents=True, exist_ok=True)
+    variables = run.context.variables("denoiser")
+    _save(folder / "hffm.safetensors", weights.to_torch("hffm", {"params": variables["params"]["condition"]}))
+    text = run.context.variables("disentangler")
     _save(folder / "text_disentangler.safetensors", weights.to_torch("text_disentangler", text))
     if config.prior.variant == "reference":
-        prior = run.variables("prior")
-        prior.pop("factor_stats")  # ours, made anew from the data wherever the weights are used
-        _save(folder / "sdnet.safetensors", weights.to_torch("sdnet", prior))
+        _save(folder / "sdnet.safetensors", weights.to_torch("sdnet", run.context.variables("prior")))
     adapter = build.adapter(config)
     if adapter:
         save_adapter(folder / "lora", variables["params"]["lora"], adapter)
     else:
         save_transformer(folder / "transformer", config, variables["params"]["dit"])
     _save(folder / "factors.safetensors", _example_inputs(run, prompt))
-    (folder / "example.py").write_text(_example(config, bool(adapter)))
+    write_text(folder / "example.py", _example(config, bool(adapter)))
     return folder
 
 
 def save_adapter(folder: pathlib.Path, adapter_params: Any, adapter: lora.Adapter) -> None:
     """PEFT's layout: adapter_config.json and adapter_model.safetensors."""
-    folder.mkdir(exist_ok=True)
     _save(folder / "adapter_model.safetensors", adapters.adapter_to_torch(adapter_params, "base_model.model."))
-    (folder / "adapter_config.json").write_text(json.dumps(adapters.config_of(adapter), indent=1))
+    write_json(folder / "adapter_config.json", adapters.config_of(adapter))
 
 
 def save_transformer(folder: pathlib.Path, config: Config, params: Mapping[str, Any]) -> None:
     """diffusers' layout: config.json and diffusion_pytorch_model.safetensors."""
-    folder.mkdir(exist_ok=True)
     tensors = weights.to_torch("pixart", {"params": params})
     _save(folder / "diffusion_pytorch_model.safetensors", tensors)
     values = config_of(build.dit(config), tensors, build.latent_shape(config)[0])
-    (folder / "config.json").write_text(json.dumps(values, indent=1))
+    write_json(folder / "config.json", values)
 
 
 def check(config: Config) -> None:
@@ -110,7 +106,7 @@ def check(config: Config) -> None:
         "diffusion.objective": "epsilon",
         "diffusion.timesteps": 1000,
         "prior.grid": 1,
-        "sample.guidance_anatomy": config.sample.guidance_modality,
+        "sample.guidance.anatomy": config.sample.guidance["modality"],
     }
     flat = config.flat()
     for key, value in wanted.items():
@@ -125,9 +121,9 @@ def _example_inputs(run: Run, prompt: str) -> dict[str, np.ndarray]:
     """Factors of texts and the noise to start from, as torch has them (channels first)."""
     texts = [prompt]
     if not prompt:
-        rows = run.rows(["images"], "test")
+        rows = run.context.rows(["pictures"], "test")
         texts = [rows[i]["caption"] for i in range(min(EXAMPLE_PROMPTS, len(rows)))]
-    inputs = Sampler(run).inputs([Request(prompt=text) for text in texts])
+    inputs = Sampler(run.context).inputs([Request(prompt=text) for text in texts])
     height, width, channels = build.latent_shape(run.config)
     noise = np.random.default_rng(run.config.seed).standard_normal((len(texts), channels, height, width))
     arrays: dict[str, np.ndarray] = {name: np.asarray(value) for name, value in inputs.items()} | {"noise": noise}
@@ -144,7 +140,7 @@ def _example(config: Config, adapted: bool) -> str:
         "BETA_START": config.diffusion.beta_start,
         "BETA_END": config.diffusion.beta_end,
         "STEPS": config.sample.steps,
-        "GUIDANCE": config.sample.guidance_modality,
+        "GUIDANCE": config.sample.guidance["modality"],
     }
     text = EXAMPLE
     for name, value in values.items():
@@ -153,4 +149,5 @@ def _example(config: Config, adapted: bool) -> str:
 
 
 def _save(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
-    save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, path)
+    with replacing(path) as part:
+        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, part)

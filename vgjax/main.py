@@ -10,19 +10,38 @@ import sys
 from absl import flags
 from ml_collections import config_flags
 
-MODES = ("run", "prepare", "train", "sample", "evaluate", "report", "export", "bench", "serve")
+MODES = {
+    "run": "prepare, train, evaluate and report, from where it was stopped (default)",
+    "prepare": "source pictures to records, captions to embeddings",
+    "train": "the three stages",
+    "sample": "draws pictures of one --prompt",
+    "evaluate": "measures how well drawn pictures follow their captions: metrics.json",
+    "report": "report.html, one self-contained page",
+    "export": "writes what diffusers and PEFT read",
+    "status": "tells which artefacts are there, which are missing and why, and which nothing needs",
+    "bench": "not built yet",
+    "serve": "not built yet",
+}
+TAKES = {"sample": ["prompt"], "export": ["prompt"], "report": ["compare"]}  # flags of one mode
 PLANNED = ("bench", "serve")
+HELP = {"-h", "-help", "--help", "-helpfull", "--helpfull"}
+USAGE = "usage: python -m vgjax.main --config=FILE[:VARIANT+VARIANT] [--mode=MODE] [--config.KEY=VALUE ...]"
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "Config file, e.g. configs/phantom.py or configs/phantom.py:smoke."
 )
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<config name>.")
-_MODE = flags.DEFINE_enum("mode", "run", MODES, "What to do; run does everything, from where it was stopped.")
+_STORE = flags.DEFINE_string("store", "", "Folder of artefacts, which runs share; default: store, beside the workdir.")
+_MODE = flags.DEFINE_enum("mode", "run", list(MODES), "What to do.")
+_COMPARE = flags.DEFINE_list("compare", [], "Workdirs of further runs, to stand beside this one in --mode=report.")
 _PROMPT = flags.DEFINE_string("prompt", "", "Text to draw in --mode=sample, or in the example of --mode=export.")
 
 
 def main(argv: list[str]) -> int:
     """Parses, dispatches, and turns every error the user can mend into one sentence and exit code 2."""
+    if HELP.intersection(argv):
+        print(_help())
+        return 0
     sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))  # configs/ stands beside the package
     try:
         flags.FLAGS(argv)
@@ -32,6 +51,10 @@ def main(argv: list[str]) -> int:
         if _MODE.value in PLANNED:
             built = ", ".join(mode for mode in MODES if mode not in PLANNED)
             raise flags.Error(f"--mode={_MODE.value} is not built yet: choose one of {built}")
+        for name in ("prompt", "compare"):
+            if flags.FLAGS[name].value and name not in TAKES.get(_MODE.value, ()):
+                modes = " or ".join(f"--mode={mode}" for mode, taken in TAKES.items() if name in taken)
+                raise flags.Error(f"--{name} means nothing in --mode={_MODE.value}: give it to {modes}")
         if _MODE.value == "sample" and not _PROMPT.value:
             raise flags.Error('--mode=sample needs --prompt="TEXT"')
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError, ImportError, SyntaxError) as error:
@@ -43,6 +66,17 @@ def main(argv: list[str]) -> int:
     except ConfigError as error:
         return _refuse(error)
     return 0
+
+
+def _help() -> str:
+    from vgjax.config import Config
+    from vgjax.keys import describe
+
+    modes = [f"  {mode:<9} {words}" for mode, words in MODES.items()]
+    names = [holder.name for holder in (_CONFIG, _WORKDIR, _STORE, _MODE, _PROMPT, _COMPARE)]
+    names = [f"  --{name:<8} {flags.FLAGS[name].help}" for name in names]
+    keys = "config keys with their defaults, which a config file may change (--config.denoiser.train.steps=3000):"
+    return "\n".join([USAGE, "", "modes:", *modes, "", "flags:", *names, "", keys, "", *describe(Config())])
 
 
 def _refuse(error: Exception) -> int:
@@ -65,8 +99,9 @@ def _dispatch() -> None:
 
     from vgjax import run as runs
 
-    run = runs.open_run(_CONFIG.value, _WORKDIR.value)
-    runs.MODES[_MODE.value](run, _PROMPT.value)
+    run = runs.open_run(_CONFIG.value, _WORKDIR.value, _STORE.value)
+    given = {name: flags.FLAGS[name].value for name in TAKES.get(_MODE.value, ())}
+    runs.MODES[_MODE.value](run, **given)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import jax
 import optax
 from optax.contrib import MuonDimensionNumbers, muon
 
-from vgjax.schema import Training
+from vgjax.config import Training
 
 # Updates of a matrix get the root mean square that AdamW's have, so that both take the same learning rate
 # (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2).

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import collections
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from vgjax.config import ConfigError
-from vgjax.schema import Mesh as MeshConfig
+from vgjax.config import Mesh as MeshConfig
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
+
+# Calls under way at once, where virtual CPU devices share threads: one computes and one waits, so no device idles. With
+# 32, XLA's own limit, all threads may come to wait in one device's collectives, and none is left for the other's.
+IN_FLIGHT = 2
 
 # First match wins. Kernels of stacked transformer blocks have a leading layer axis. The adaLN kernel stays off
 # `tensor`: slices of a tensor-sharded modulation vector come back permuted on three-axis meshes (openxla/xla#40034).
@@ -81,12 +88,63 @@ def shardings(tree: Any, mesh: jax.sharding.Mesh) -> Any:
     return jax.tree_util.tree_map_with_path(one, tree)
 
 
+def placed(shapes: Any, mesh: jax.sharding.Mesh) -> Any:
+    """Shapes with the shardings that arrays of them shall have."""
+    places = shardings(shapes, mesh)
+    return jax.tree.map(lambda a, place: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=place), shapes, places)
+
+
 def replicated(mesh: jax.sharding.Mesh) -> NamedSharding:
     """The same on every device."""
     return NamedSharding(mesh, PartitionSpec())
+
+
+def is_main() -> bool:
+    """Whether this process is the one that writes."""
+    return jax.process_index() == 0
+
+
+def barrier(name: str) -> None:
+    """Waits until every process has come to this point."""
+    if jax.process_count() > 1:
+        multihost_utils.sync_global_devices(name)
+
+
+def gather(tree: Any) -> Any:
+    """Arrays split over any devices of any process -> whole numpy arrays, on every process."""
+    if jax.process_count() == 1:
+        return jax.device_get(tree)
+    return multihost_utils.process_allgather(tree, tiled=True)
+
+
+def process_rows(count: int) -> slice:
+    """The rows of a global batch of `count` that this process reads; processes share it evenly."""
+    share = count // jax.process_count()
+    return slice(jax.process_index() * share, (jax.process_index() + 1) * share)
 
 
 def to_global(batch: Any, mesh: jax.sharding.Mesh) -> Any:
     """This process's rows (a tree of numpy arrays) -> arrays split over the batch axes of the mesh."""
     place = NamedSharding(mesh, BATCH)
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(place, rows), batch)
+
+
+def few_in_flight(step: Callable[..., tuple[Any, Any]], mesh: jax.sharding.Mesh) -> Callable[..., tuple[Any, Any]]:
+    """A compiled step that waits for its call before last, on a mesh of several CPU devices; elsewhere `step` itself.
+
+    Args:
+      step: arguments -> (what the next call may take over, what stays).
+      mesh: where it runs.
+    """
+    if mesh.size == 1 or mesh.devices.flat[0].platform != "cpu":
+        return step
+    under_way: collections.deque[Any] = collections.deque()
+
+    def waiting(*arguments: Any) -> tuple[Any, Any]:
+        if len(under_way) == IN_FLIGHT:
+            jax.block_until_ready(under_way.popleft())
+        carried, kept = step(*arguments)
+        under_way.append(kept)
+        return carried, kept
+
+    return waiting

@@ -58,6 +58,11 @@ def resized(x_BHWC: jax.Array, size: int) -> jax.Array:
     return jax.image.resize(x_BHWC, (len(x_BHWC), size, size, x_BHWC.shape[-1]), "linear")
 
 
+def prior_input(image_BHWC: jax.Array, size: int, intensity: str) -> jax.Array:
+    """uint8 pictures -> what stage 1 sees: size x size pixels in [-1, 1]."""
+    return resized(to_unit_range(image_BHWC, intensity), size)
+
+
 def resized_mask(mask_BHW: jax.Array, size: int) -> jax.Array:
     """Lesion masks, 0 or 1, at size x size pixels: a pixel is lesion where half of what it covers is."""
     x = mask_BHW.astype(jnp.float32)
@@ -97,8 +102,7 @@ def prior_losses(
 
 def encode(prior: Model, image_BHWC: jax.Array) -> PriorOutput:
     """Everything the visual prior says of pictures in [-1, 1], without noise: the same on every call."""
-    variables = {name: v for name, v in prior.variables.items() if name != "factor_stats"}
-    return Model(prior.module, variables, prior.compute)(image_BHWC)
+    return prior(image_BHWC)
 
 
 def raw_factors(output: PriorOutput, grid: int) -> Factors:
@@ -129,10 +133,9 @@ def standardise(factors: Factors, stats: Mapping[str, Any]) -> Factors:
     return Factors(anatomy_BggK=anatomy, modality_BZ=modality)
 
 
-def image_factors(prior: Model, image_BHWC: jax.Array) -> Factors:
-    """Factors of pictures in [-1, 1]."""
+def image_factors(prior: Model, stats: Mapping[str, Any], image_BHWC: jax.Array) -> Factors:
+    """Standardised factors of pictures in [-1, 1]."""
     chex.assert_rank(image_BHWC, 4)
-    stats = prior.variables["factor_stats"]
     factors = standardise(raw_factors(encode(prior, image_BHWC), stats["anatomy_mean"].shape[0]), stats)
     chex.assert_shape(factors.anatomy_BggK, (len(image_BHWC), *stats["anatomy_mean"].shape))
     chex.assert_shape(factors.modality_BZ, (len(image_BHWC), *stats["modality_mean"].shape))
@@ -225,34 +228,18 @@ class Sampling(NamedTuple):
 def generate(
     to_tokens: Callable[[Inputs, Keep], Tokens],
     dit: Model,
-    autoencoder: Autoencoder,
     inputs: Inputs,
     noise_BHWC: jax.Array,
     sampling: Sampling,
     guided: guidance.Guidance,
 ) -> jax.Array:
-    """Pictures (B, H, W, 3) in [-1, 1] that follow a condition, by guided sampling from `noise_BHWC`.
+    """Latents, shaped as the noise, that follow a condition, by guided sampling; `decode` makes pictures of them.
 
     Args:
       to_tokens: a condition's inputs, and for each channel which examples keep theirs, to what the transformer reads.
       inputs: by channel, with a leading batch axis.
       guided: the branches to evaluate and the (traced) coefficient of each.
     """
-    latents = sample_latents(to_tokens, dit, inputs, noise_BHWC, sampling, guided)
-    image = jnp.clip(autoencoder.decode(latents), -1.0, 1.0)
-    chex.assert_shape(image, (len(noise_BHWC), None, None, 3))
-    return image
-
-
-def sample_latents(
-    to_tokens: Callable[[Inputs, Keep], Tokens],
-    dit: Model,
-    inputs: Inputs,
-    noise_BHWC: jax.Array,
-    sampling: Sampling,
-    guided: guidance.Guidance,
-) -> jax.Array:
-    """Latents, shaped as the noise; the arguments are those of `generate`."""
     count, process = len(guided.kept), sampling.process
     repeated = jax.tree.map(lambda a: jnp.concatenate([a] * count), inputs)
     tokens = to_tokens(repeated, guidance.keep_masks(guided, len(noise_BHWC)))
@@ -262,3 +249,10 @@ def sample_latents(
         return guidance.combine(branches, guided.coefficients)
 
     return SOLVERS[sampling.solver](process, outputs, noise_BHWC, sampling.steps)
+
+
+def decode(autoencoder: Autoencoder, latents_Bhwc: jax.Array) -> jax.Array:
+    """Pictures (B, H, W, 3) in [-1, 1] of latents."""
+    image = jnp.clip(autoencoder.decode(latents_Bhwc), -1.0, 1.0)
+    chex.assert_shape(image, (len(latents_Bhwc), None, None, 3))
+    return image

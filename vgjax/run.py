@@ -1,93 +1,76 @@
-"""A run: its workdir, the checks before any long work, and what each mode does."""
+"""A run: the checks before any long work, its workdir and store, and what each mode does."""
 
 from __future__ import annotations
 
-import dataclasses
+import json
 import logging
+import os
 import pathlib
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+import jax
 import ml_collections
 
+from vgjax import artefacts, conditions, export, parallel, sample, stages
 from vgjax import config as configs
-from vgjax import export, parallel, sample
+from vgjax.atomic import write_json
 from vgjax.config import Config, ConfigError
 from vgjax.context import Run
-from vgjax.data.prepare import pictures as preparation
-from vgjax.data.records import write_json
+from vgjax.data.prepare import pictures
 from vgjax.evaluation import evaluate as evaluation
-from vgjax.features import latents
-from vgjax.stages import plan
-from vgjax.train import finished, train
+from vgjax.evaluation import summary
+from vgjax.store import Store
+from vgjax.text import load_text_encoder
 
-# Groups that may differ between two runs on one workdir: they decide how a model is used, not what it becomes.
-FREE_GROUPS = ("sample", "evaluate", "mesh")
+CONFIG_FILE = "config.json"
 
 
-def open_run(config_dict: ml_collections.ConfigDict, workdir: str) -> Run:
-    """Checks all that can be checked without work, then makes the workdir.
+def open_run(config_dict: ml_collections.ConfigDict, workdir: str, store: str = "") -> Run:
+    """Checks all that can be checked without work; makes nothing.
+
+    Args:
+      workdir: what is written for people; default runs/<config name>.
+      store: folder of the artefacts, which runs share; default "store" beside the workdir.
 
     Raises:
-      ConfigError: bad config, unreadable data, a mesh that does not fit, a workdir unwritable or of another config.
+      ConfigError: bad config, unreadable data, a mesh that does not fit, a folder that cannot be written or is none.
     """
     config = configs.from_config_dict(config_dict)
+    conditions.check(config)
+    evaluation.check(config)
     folder = pathlib.Path(workdir or f"runs/{config.name}")
-    kept = folder / "config.json"
-    if kept.exists():
-        _check_same(config, kept, folder)
-    elif folder.is_dir() and any(folder.iterdir()):
+    where = pathlib.Path(store) if store else folder.parent / "store"
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG_FILE).exists():
         raise ConfigError(f"workdir {folder} holds files but no config.json: name an empty or a new folder")
-    run = Run(config, folder, parallel.make_mesh(config.mesh))
+    run = Run(config, folder, parallel.make_mesh(config.mesh), Store(where), artefacts.producers(config))
     check_batches(run)
-    if not (folder / "records" / "manifest.json").exists():
-        preparation.check(config)
-    _make_writable(folder)
-    if not kept.exists():
-        write_json(kept, dataclasses.asdict(config))
+    if not run.find("pictures"):
+        pictures.check(config)
+    _check_writable(folder)
+    _check_writable(where)
     return run
 
 
-def _check_same(config: Config, kept: pathlib.Path, folder: pathlib.Path) -> None:
+def _check_writable(folder: pathlib.Path) -> None:
+    """Raises ConfigError unless files can be made in the folder, or in the nearest one above it that is there."""
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
     try:
-        before = configs.from_json(kept.read_text())
-    except ValueError as error:
-        raise ConfigError(f"{kept} cannot be read ({error}): name another --workdir") from None
-    differing = [key for key in configs.difference(config, before) if key.split(".")[0] not in FREE_GROUPS]
-    if differing:
-        key = differing[0]
-        raise ConfigError(
-            f"workdir {folder} was made by another config: '{key}' was {before.flat()[key]!r} and is now"
-            f" {config.flat()[key]!r} ({len(differing)} keys differ); name another --workdir"
-        )
-
-
-def _make_writable(folder: pathlib.Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
+        with tempfile.TemporaryFile(dir=there):
             pass
     except OSError as error:
-        raise ConfigError(f"workdir {folder} cannot be written ({error.strerror}): name another --workdir") from None
+        raise ConfigError(
+            f"folder {folder} cannot be written ({error.strerror}): name another --workdir or --store"
+        ) from None
 
 
-def prepare(run: Run, prompt: str = "") -> None:
-    """Writes the records."""
-    counts = preparation.prepare(run.config, run.workdir / "records")
-    logging.info("pictures: %s", ", ".join(f"{n} {split}" for split, n in counts.items()))
-    preparation.verify(run.config, run.workdir / "records")
-    latents.write(run)
-
-
-def train_stages(run: Run, prompt: str = "") -> None:
-    """Prepares, then trains what is not trained yet."""
-    check_weights(run)
-    prepare(run)
-    for stage in plan(run.config):
-        if finished(run, stage.name):
-            logging.info("stage %s: finished before, skipped", stage.name)
-        else:  # made only now: it reads what the stage before it wrote
-            train(run, stage.make(run))
+def check_batches(run: Run) -> None:
+    """Raises ConfigError unless every batch size divides over the mesh."""
+    sizes = {
+        f"{s.name}.train.batch_size": getattr(run.config, s.name).train.batch_size for s in stages.plan(run.config)
+    }
+    for key, size in {**sizes, "sample.batch_size": run.config.sample.batch_size}.items():
+        parallel.check_batch(run.mesh, key, size)
 
 
 def check_weights(run: Run) -> None:
@@ -96,34 +79,88 @@ def check_weights(run: Run) -> None:
     Raises:
       ConfigError: a file cannot be read, or does not fit the config.
     """
-    for stage in plan(run.config):
-        if not finished(run, stage.name):
+    for stage in stages.plan(run.config):
+        if not run.find(stage.name):
             stage.check(run.config)
+    if "text" in run.producers and not run.find("text"):
+        load_text_encoder(run.config.text_encoder)
 
 
-def check_batches(run: Run) -> None:
-    """Raises ConfigError unless every batch size divides over the mesh; called before any long work."""
-    sizes = {f"{s.name}.train.batch_size": getattr(run.config, s.name).train.batch_size for s in plan(run.config)}
-    for key, size in {**sizes, "sample.batch_size": run.config.sample.batch_size}.items():
-        parallel.check_batch(run.mesh, key, size)
+def prepare(run: Run) -> None:
+    """Makes the pictures and those of the derived columns that need no trained network."""
+    info = run.artefact("pictures").manifest["info"]
+    logging.info("pictures: %s", ", ".join(f"{n} {split}" for split, n in info["counts"].items()))
+    check_mirroring(run.config, info["sided"], info["counts"]["train"] + info["counts"]["validation"])
+    trained = {stage.name for stage in stages.plan(run.config)}
+    for name, producer in run.producers.items():
+        if name not in trained and not trained & set(producer.needs):
+            run.artefact(name)
 
 
-def evaluate(run: Run, prompt: str = "") -> None:
+def check_mirroring(config: Config, sided: int, captions: int) -> None:
+    """Raises ConfigError where a mirrored picture would contradict a caption that tells the sides apart."""
+    if config.denoiser.flip and sided:
+        raise ConfigError(
+            f"config key 'denoiser.flip' is True, but {sided} of {captions} captions say left or right: set it to False"
+        )
+
+
+def train(run: Run) -> None:
+    """Prepares, then trains what is not trained yet."""
+    check_weights(run)
+    _begin(run)
+    prepare(run)
+    for stage in stages.plan(run.config):
+        run.artefact(stage.name)
+        logging.info("stage %s: trained", stage.name)
+
+
+def _begin(run: Run, anew: bool = True) -> None:
+    """Makes the workdir and notes the config there, for `reopen`; without `anew` only where none is noted."""
+    if not anew and (run.workdir / CONFIG_FILE).exists():
+        return
+    run.workdir.mkdir(parents=True, exist_ok=True)
+    # Relative, so that workdir and store may move together.
+    store = os.path.relpath(run.store.root.resolve(), run.workdir.resolve())
+    write_json(run.workdir / CONFIG_FILE, {"config": run.config.model_dump(), "store": store})
+
+
+def reopen(workdir: str, mesh: jax.sharding.Mesh) -> Run:
+    """The run whose config was noted in a workdir, on whichever devices are at hand.
+
+    Raises:
+      ConfigError: there is none, or one of another version.
+    """
+    path = pathlib.Path(workdir) / CONFIG_FILE
+    try:
+        noted = json.loads(path.read_text(encoding="utf-8"))
+        config, store = configs.build(Config, noted["config"]), Store(path.parent.resolve() / noted["store"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ConfigError(
+            f"--compare: '{path}' cannot be read ({reason}): name the workdir of a run that this version has evaluated"
+        ) from None
+    return Run(config, path.parent, mesh, store, artefacts.producers(config))
+
+
+def evaluate(run: Run) -> None:
     """Measures control and writes metrics.json."""
+    _need_trained(run)
+    _begin(run)
     values = evaluation.evaluate(run)
     if "control/accuracy_mean" in values:
         logging.info("control accuracy, mean over factors: %.3f", values["control/accuracy_mean"])
 
 
-def report(run: Run, prompt: str = "") -> None:
-    """Writes report.html."""
-    evaluation.report(run)
+def report(run: Run, compare: Sequence[str] = ()) -> None:
+    """Writes report.html; `compare` names the workdirs of runs to show beside this one."""
+    summary.report([run, *(reopen(workdir, run.mesh) for workdir in compare)])
     logging.info("report: %s", run.workdir / "report.html")
 
 
-def run_all(run: Run, prompt: str = "") -> None:
+def run_all(run: Run) -> None:
     """Everything, from where it was stopped."""
-    train_stages(run)
+    train(run)
     evaluate(run)
     report(run)
 
@@ -131,27 +168,45 @@ def run_all(run: Run, prompt: str = "") -> None:
 def draw(run: Run, prompt: str) -> None:
     """Draws pictures of one prompt."""
     _need_trained(run)
+    _begin(run, anew=False)
     for path in sample.sample_prompt(run, prompt):
         logging.info("wrote %s", path)
 
 
-def write_export(run: Run, prompt: str) -> None:
+def write_export(run: Run, prompt: str = "") -> None:
     """Writes what diffusers and peft read."""
     _need_trained(run)
+    _begin(run, anew=False)
     logging.info("wrote %s", export.export(run, prompt))
 
 
 def _need_trained(run: Run) -> None:
-    if not finished(run, "denoiser"):
-        raise ConfigError(f"workdir {run.workdir} holds no trained model: run --mode=train first")
+    for stage in stages.plan(run.config):
+        if not run.find(stage.name):
+            raise ConfigError(
+                f"stage '{stage.name}' of this config is not trained: run --mode=train first (--mode=status says why)"
+            )
 
 
-MODES: dict[str, Callable[[Run, str], None]] = {
+def status(run: Run) -> None:
+    """Prints which artefacts of the config are there, which are not and why, and what the store holds besides."""
+    recipes = [run.recipe(name) for name in run.producers]
+    rows = run.store.status(recipes)
+    width = max(len(name) for name, _, _ in rows)
+    for name, state, why in rows:
+        print(f"{name:{width}}  {state:10}  {why}".rstrip())
+    for folder, size in run.store.unused(recipes):
+        print(f"{folder.name:{width}}  not needed  {size / 1e6:.1f} MB, delete {folder} if no other config needs it")
+
+
+# Those that `main.TAKES` names are called with the flags there besides.
+MODES: dict[str, Callable[..., None]] = {
     "run": run_all,
     "prepare": prepare,
-    "train": train_stages,
+    "train": train,
     "sample": draw,
     "evaluate": evaluate,
     "report": report,
     "export": write_export,
+    "status": status,
 }

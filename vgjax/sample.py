@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 
@@ -13,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from vgjax import build, parallel, pipeline
+from vgjax import build, parallel, pipeline, seeds
+from vgjax.atomic import replacing, write_json
 from vgjax.config import Config
-from vgjax.context import Run
+from vgjax.context import Context, Run
 from vgjax.diffusion import guidance
 from vgjax.stages.denoiser import Trained
 from vgjax.types import Inputs, Request
@@ -28,25 +28,25 @@ class Sampler:
       compilations: how many programs have been compiled for drawing.
     """
 
-    def __init__(self, run: Run):
-        config = run.config
-        self._run, self.compilations = run, 0
-        self._trained = Trained(run)
+    def __init__(self, context: Context):
+        config = context.config
+        self._context, self.compilations = context, 0
+        self._trained = Trained(context)
         self._weights = guidance_weights(config, self._trained.condition.channels)
         self._kept = guidance.branches(self._weights)
         autoencoder, shape = build.autoencoder(config), build.latent_shape(config)
         sampling = pipeline.Sampling(build.process(config), config.sample.solver, config.sample.steps)
 
-        def draw(variables, autoencoder, inputs: Inputs, seeds_B: jax.Array, coefficients: jax.Array) -> jax.Array:
+        def draw(variables, autoencoder, inputs: Inputs, seeds_B2: jax.Array, coefficients: jax.Array) -> jax.Array:
             self.compilations += 1  # runs while tracing, so once a compiled program
-            noise = jax.vmap(lambda seed: jax.random.normal(jax.random.key(seed), shape))(seeds_B)
+            noise = jax.vmap(lambda halves: jax.random.normal(seeds.key(halves), shape))(seeds_B2)
             guided = guidance.Guidance(self._trained.condition.channels, self._kept, coefficients)
             to_tokens = functools.partial(self._trained.to_tokens, variables)
             dit = build.Model(self._trained.dit, variables["dit"])
-            image = pipeline.generate(to_tokens, dit, autoencoder, inputs, noise, sampling, guided)
+            image = pipeline.decode(autoencoder, pipeline.generate(to_tokens, dit, inputs, noise, sampling, guided))
             return jnp.round((image + 1.0) * 127.5).astype(jnp.uint8)
 
-        self._variables = jax.device_put((self._trained.variables, autoencoder), parallel.replicated(run.mesh))
+        self._variables = jax.device_put((self._trained.variables, autoencoder), parallel.replicated(context.mesh))
         self._draw = jax.jit(draw)
 
     @property
@@ -58,7 +58,9 @@ class Sampler:
         """What requests imply, by channel, with a leading batch axis."""
         return self._trained.condition.from_requests(self._trained.variables["frozen"], requests)
 
-    def __call__(self, inputs: Inputs, seeds: Sequence[int], weights: Mapping[str, float] | None = None) -> np.ndarray:
+    def __call__(
+        self, inputs: Inputs, picture_seeds: Sequence[int], weights: Mapping[str, float] | None = None
+    ) -> np.ndarray:
         """Pictures (B, H, W, 3) uint8; the picture of a seed does not depend on the others in the batch.
 
         Args:
@@ -67,24 +69,25 @@ class Sampler:
         Raises:
           ValueError: the weights need a branch that the config's weights do not.
         """
-        size, count = self._run.config.sample.batch_size, len(seeds)
+        size, count = self._context.config.sample.batch_size, len(picture_seeds)
         coefficients = jnp.asarray(guidance.coefficients(self._kept, weights or self._weights), jnp.float32)
         padded = -(-count // size) * size
         rows = np.minimum(np.arange(padded), count - 1)
-        columns = jax.tree.map(np.asarray, {"inputs": inputs, "seeds": np.asarray(seeds, np.uint32)})
+        columns = jax.tree.map(np.asarray, {"inputs": inputs, "seeds": seeds.halves(list(picture_seeds))})
         pictures = []
-        with jax.set_mesh(self._run.mesh):
+        with jax.set_mesh(self._context.mesh):
             for start in range(0, padded, size):
-                taken = jax.tree.map(lambda a, at=rows[start : start + size]: a[at], columns)
-                batch = parallel.to_global(taken, self._run.mesh)
+                mine = rows[start : start + size][parallel.process_rows(size)]
+                taken = jax.tree.map(lambda a, at=mine: a[at], columns)
+                batch = parallel.to_global(taken, self._context.mesh)
                 drawn = self._draw(*self._variables, batch["inputs"], batch["seeds"], coefficients)
-                pictures.append(np.asarray(drawn))
+                pictures.append(parallel.gather(drawn))
         return np.concatenate(pictures)[:count]
 
 
 def guidance_weights(config: Config, channels: Sequence[str]) -> dict[str, float]:
     """The weight of each channel, in the condition's order."""
-    return {name: getattr(config.sample, f"guidance_{name}") for name in channels}
+    return {name: config.sample.guidance[name] for name in channels}
 
 
 def sample_prompt(run: Run, prompt: str) -> list[pathlib.Path]:
@@ -94,16 +97,17 @@ def sample_prompt(run: Run, prompt: str) -> list[pathlib.Path]:
       The PNG files, then the JSON file.
     """
     config = run.config
-    sampler = Sampler(run)
-    seeds = [config.seed + i for i in range(config.sample.count)]
-    pictures = sampler(sampler.inputs([Request(prompt=prompt)] * len(seeds)), seeds)
+    sampler = Sampler(run.context)
+    picture_seeds = [config.seed + i for i in range(config.sample.count)]
+    pictures = sampler(sampler.inputs([Request(prompt=prompt)] * len(picture_seeds)), picture_seeds)
     name = hashlib.sha256(prompt.encode()).hexdigest()[:12]
     folder = run.workdir / "samples"
-    folder.mkdir(exist_ok=True)
-    paths = [folder / f"{name}-{seed}.png" for seed in seeds]
+    folder.mkdir(parents=True, exist_ok=True)
+    paths = [folder / f"{name}-{seed}.png" for seed in picture_seeds]
     for path, picture in zip(paths, pictures, strict=True):
-        Image.fromarray(picture).save(path)
-    settings = {"prompt": prompt, "seeds": seeds, "files": [p.name for p in paths], "config": config.flat()}
+        with replacing(path) as part:
+            Image.fromarray(picture).save(part, "PNG")
+    settings = {"prompt": prompt, "seeds": picture_seeds, "files": [p.name for p in paths], "config": config.flat()}
     paths.append(folder / f"{name}.json")
-    paths[-1].write_text(json.dumps(settings, indent=1, sort_keys=True))
+    write_json(paths[-1], settings, sort_keys=True)
     return paths

@@ -10,8 +10,9 @@ import jax
 import jax.numpy as jnp
 import optax
 
-PLATEAU_PATIENCE = 5
-PLATEAU_FACTOR = 0.1
+# Cuts the learning rate to a tenth at the sixth validation in a row without progress, however small; one of the two
+# tolerances has to be positive.
+PLATEAU = optax.contrib.reduce_on_plateau(factor=0.1, patience=6, rtol=0.0, atol=float(jnp.finfo(jnp.float32).tiny))
 
 
 @flax.struct.dataclass
@@ -24,7 +25,8 @@ class TrainState:
       model_state: other collections that training moves (batch statistics), possibly empty.
       opt_state: optax state.
       ema: moving average of params; empty where it is off.
-      plateau: best validation score so far, evaluations since, and the learning-rate factor.
+      plateau: optax's state of the schedule "plateau": best validation score, validations since, and the scale of the
+        learning rate; stays as it begins in the other schedules.
     """
 
     step: jax.Array
@@ -32,14 +34,13 @@ class TrainState:
     model_state: Any
     opt_state: Any
     ema: Any
-    plateau: dict[str, jax.Array]
+    plateau: optax.contrib.ReduceLROnPlateauState
 
 
 def create(params: Any, model_state: Any, tx: optax.GradientTransformation, ema_decay: float) -> TrainState:
     """The state before the first step."""
-    plateau = {"best": jnp.float32(jnp.inf), "since": jnp.int32(0), "factor": jnp.float32(1.0)}
     ema = jax.tree.map(jnp.copy, params) if ema_decay else {}
-    return TrainState(jnp.int32(0), params, model_state, tx.init(params), ema, plateau)
+    return TrainState(jnp.int32(0), params, model_state, tx.init(params), ema, PLATEAU.init(jnp.float32(0.0)))
 
 
 def apply_gradients(
@@ -47,7 +48,7 @@ def apply_gradients(
 ) -> TrainState:
     """One optimiser step. The moving average warms up as (1 + step) / (10 + step), so it forgets the start."""
     updates, opt_state = tx.update(grads, state.opt_state, state.params)
-    updates = jax.tree.map(lambda u: u * state.plateau["factor"].astype(u.dtype), updates)
+    updates = jax.tree.map(lambda u: u * state.plateau.scale.astype(u.dtype), updates)
     params = optax.apply_updates(state.params, updates)
     ema = state.ema
     if ema_decay:
@@ -58,17 +59,10 @@ def apply_gradients(
     )
 
 
-def after_validation(state: TrainState, score: float, reduce_on_plateau: bool) -> TrainState:
-    """Notes a validation score (lower is better); cuts the learning rate after `PLATEAU_PATIENCE` without progress."""
-    best, since, factor = (float(state.plateau[k]) for k in ("best", "since", "factor"))
-    since = 0 if score < best else since + 1
-    if reduce_on_plateau and since > PLATEAU_PATIENCE:
-        since, factor = 0, factor * PLATEAU_FACTOR
-    place = lambda name, value: jax.device_put(
-        jnp.asarray(value, state.plateau[name].dtype), state.plateau[name].sharding
-    )
-    values = dict(best=min(best, score), since=int(since), factor=factor)
-    return dataclasses.replace(state, plateau={name: place(name, value) for name, value in values.items()})
+def after_validation(state: TrainState, score: float) -> TrainState:
+    """Notes a validation score (lower is better), for the schedule "plateau"."""
+    _, plateau = jax.jit(PLATEAU.update)({}, state.plateau, value=score)
+    return dataclasses.replace(state, plateau=plateau)
 
 
 def final_params(state: TrainState) -> Any:

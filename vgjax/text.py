@@ -2,34 +2,29 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 
-from tokenizers import BertWordPieceTokenizer, Tokenizer
+from tokenizers import Tokenizer
 
 from vgjax import weights
 from vgjax.config import ConfigError
+from vgjax.config import TextEncoder as TextEncoderConfig
 from vgjax.models.bert import Bert, config_from_json
 from vgjax.models.text_encoder import Hashing, PooledBert, TextEncoder
-from vgjax.schema import TextEncoder as TextEncoderConfig
-from vgjax.weights.read import cached, read_json
+from vgjax.weights.read import cached
 
 
 def load_text_encoder(config: TextEncoderConfig) -> TextEncoder:
     """Builds the encoder of config group `text_encoder`.
 
     Raises:
-      ConfigError: an unknown kind, or a model that is absent, broken or does not fit.
+      ConfigError: a model that is absent, broken or does not fit.
     """
-    if config.kind == "hashing":
-        return Hashing(config.width)
-    if config.kind == "bert":
-        return _pooled_bert(config)
-    raise ConfigError(f"config key 'text_encoder.kind' is '{config.kind}': choose hashing or bert")
+    return _pooled_bert(config) if config.kind == "bert" else Hashing(config.width)
 
 
 def _pooled_bert(config: TextEncoderConfig) -> PooledBert:
-    if not config.path:
-        raise ConfigError("config key 'text_encoder.path' is empty: name the folder or hub id of the BERT weights")
     try:
         folder = _folder(config.path)
         tensors, values = weights.load(folder)
@@ -68,20 +63,21 @@ def _tokenizer(folder: pathlib.Path, vocabulary: int) -> Tokenizer:
     Raises:
       ConfigError: neither is there, it cannot be read, or it knows more pieces than the model.
     """
-    whole, words = folder / "tokenizer.json", folder / "vocab.txt"
-    if not whole.is_file() and not words.is_file():
+    whole = (folder / "tokenizer.json").is_file()
+    # Where both are absent, transformers makes a tokenizer of five pieces.
+    if not whole and not (folder / "vocab.txt").is_file():
         raise ConfigError(f"'{folder}' has neither tokenizer.json nor vocab.txt: fetch one of them")
-    settings = folder / "tokenizer_config.json"
-    lowercase = read_json(settings).get("do_lower_case", True) if settings.is_file() else True
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # or its import complains that torch is absent
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # slow to import
+
+    # AutoTokenizer takes no more than the vocabulary from tokenizer.json, and lower-cases unless told otherwise.
+    loader = PreTrainedTokenizerFast if whole else AutoTokenizer
     try:
-        tokenizer = (
-            Tokenizer.from_file(str(whole))
-            if whole.is_file()
-            else BertWordPieceTokenizer(str(words), lowercase=lowercase)
-        )
+        tokenizer = loader.from_pretrained(folder, local_files_only=True).backend_tokenizer
     # The tokenizers library raises plain Exception for whatever it cannot read.
     except Exception as error:
-        raise ConfigError(f"broken tokenizer in '{folder}' ({error}): fetch it again") from None
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(f"broken tokenizer in '{folder}' ({reason}): fetch it again") from None
     known = 1 + max(tokenizer.get_vocab().values(), default=0)
     if known > vocabulary:
         raise ConfigError(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import pathlib
+import shutil
 import time
 from typing import Any
 
@@ -14,29 +15,28 @@ import optax
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
-from vgjax import checkpoint, optim, parallel
+from vgjax import checkpoint, optim, parallel, seeds
+from vgjax.atomic import write_json, write_text
 from vgjax.checkpoint import Checkpoints
-from vgjax.context import Run
-from vgjax.data.records import write_json
+from vgjax.context import VARIABLES, Context
 from vgjax.data.stream import ordered_batches, training_batches
-from vgjax.evaluation.metrics import fingerprint, peak_rss_mb
+from vgjax.provenance import fingerprint, peak_rss_mb
 from vgjax.stages.base import Stage, Terms
 from vgjax.state import TrainState, after_validation, apply_gradients, create, final_params
 
-# What stages were called when their initial parameters were first drawn.
-SEED_NAMES = {"disentangler": "text", "denoiser": "fusion"}
+LOG, DONE = "log.jsonl", "done.json"
 
 
 def train_step(
     stage: Stage,
     tx: optax.GradientTransformation,
-    seed: int,
+    base_key: jax.Array,
     state: TrainState,
     frozen: Any,
     batch: dict[str, jax.Array],
 ) -> tuple[TrainState, Terms]:
-    """One optimiser step; its randomness is fold_in(seed, step), so a restored state goes on as if never stopped."""
-    key = jax.random.fold_in(jax.random.key(seed), state.step)
+    """One optimiser step; its randomness is fold_in(base_key, step): a restored state goes on as if never stopped."""
+    key = jax.random.fold_in(base_key, state.step)
 
     def total(params: Any) -> tuple[jax.Array, tuple[Terms, Any]]:
         terms, model_state = stage.loss(params, state.model_state, frozen, batch, key)
@@ -49,58 +49,57 @@ def train_step(
     return state, {"loss": loss, "gradient_norm": optax.tree.norm(grads), **means}
 
 
-def finished(run: Run, stage: str) -> bool:
-    """Whether the stage was trained to its end."""
-    return run.done(stage).exists()
+def train(context: Context, stage: Stage, folder: pathlib.Path) -> dict[str, Any]:
+    """Trains a stage to its end, from the latest checkpoint in the folder where there is one, and exports it there.
 
-
-def train(run: Run, stage: Stage) -> Any:
-    """Trains a stage to its end, from its latest checkpoint where there is one, and returns the exported variables.
+    Returns:
+      Fingerprint of the exported variables, the step they are of, seconds and memory.
 
     Raises:
       FloatingPointError: the loss is not finite.
     """
+    if (folder / DONE).exists():  # killed between the end of training and the artefact's publication
+        return json.loads((folder / DONE).read_text())
     if pretrained := stage.pretrained():
-        return _export(run, stage, *pretrained, step=0, wall_s=0.0)
-    folder, c, seed = run.workdir / "stages" / stage.name, stage.training, run.config.seed
-    started = time.monotonic()
-    folder.mkdir(parents=True, exist_ok=True)
+        return _export(folder, *pretrained, step=0, wall_s=0.0)
+    c, mesh, started = stage.training, context.mesh, time.monotonic()
+    seed_for = lambda use: seeds.derive(context.config.seed, stage.name, use)
 
     # ---- state: born on its shardings, never materialised whole
     tx = optim.optimizer(c)
-    key = jax.random.fold_in(jax.random.key(seed), sum(SEED_NAMES.get(stage.name, stage.name).encode()))
     create_state = lambda key: create(*stage.init(key), tx, c.ema_decay)
-    shapes = jax.eval_shape(create_state, key)
-    places = parallel.shardings(shapes, run.mesh)
-    placed = jax.tree.map(lambda a, s: jax.ShapeDtypeStruct(a.shape, a.dtype, sharding=s), shapes, places)
-    frozen = jax.device_put(stage.frozen, parallel.shardings(stage.frozen, run.mesh))
+    placed = parallel.placed(jax.eval_shape(create_state, jax.random.key(0)), mesh)
+    places = jax.tree.map(lambda a: a.sharding, placed)
+    frozen = jax.device_put(stage.frozen, parallel.shardings(stage.frozen, mesh))
 
     # ---- data and step
-    data = training_batches(stage.source("train"), stage.example, c.batch_size, seed)
-    step_fn = jax.jit(functools.partial(train_step, stage, tx, seed), donate_argnums=0, out_shardings=(places, None))
-    validate = Validation(run, stage)
+    data = training_batches(stage.source("train"), stage.example, c.batch_size, seed_for("order"))
+    one_step = functools.partial(train_step, stage, tx, seeds.key_of(seed_for("train")))
+    step_fn = parallel.few_in_flight(jax.jit(one_step, donate_argnums=0, out_shardings=(places, None)), mesh)
+    validate = Validation(mesh, stage, seeds.key_of(seed_for("validation")))
 
-    with jax.set_mesh(run.mesh), Checkpoints(folder / "checkpoints") as saved, Log(run.workdir, stage) as log:
+    with jax.set_mesh(mesh), Checkpoints(folder / "checkpoints") as saved, Log(folder, stage) as log:
         # ---- restore
         step = saved.latest() or 0
         if step:
             state, position = saved.restore(step, placed)
             data.set_state(position)
         else:
-            state = jax.jit(create_state, out_shardings=places)(key)
+            state = jax.jit(create_state, out_shardings=places)(seeds.key_of(seed_for("init")))
         log.start(step)
         while step < c.steps:
             # ---- step
             waited = time.monotonic()
             rows = next(data)
             waited = time.monotonic() - waited
-            state, terms = step_fn(state, frozen, parallel.to_global(rows, run.mesh))
+            state, terms = step_fn(state, frozen, parallel.to_global(rows, mesh))
             step += 1
             log.step(step, terms, waited)
             # ---- validate and save
             if step % c.checkpoint_every_steps == 0 or step == c.steps:
                 scores = validate(state, frozen)
-                state = after_validation(state, scores["score"], c.schedule == "plateau")
+                if c.schedule == "plateau":
+                    state = after_validation(state, scores["score"])
                 log.validation(step, scores)
                 saved.save(step, state, data.get_state(), scores["score"])
         # ---- export
@@ -109,34 +108,37 @@ def train(run: Run, stage: Stage) -> Any:
             state, _ = saved.restore(best, placed)
     data.close()
     wall_s = time.monotonic() - started + log.seconds_before
-    return _export(run, stage, final_params(state), state.model_state, best, wall_s)
+    return _export(folder, final_params(state), state.model_state, best, wall_s)
 
 
-def _export(run: Run, stage: Stage, params: Any, model_state: Any, step: int, wall_s: float) -> Any:
-    """Finishes the stage, writes its variables, and only then that it is done."""
-    exported = jax.tree.map(np.asarray, stage.finish(*jax.device_get((params, model_state))))
-    run.export(stage.name).parent.mkdir(parents=True, exist_ok=True)
-    checkpoint.save_export(run.export(stage.name), exported)
-    record = {"fingerprint": fingerprint(exported), "step": step, "wall_s": wall_s, "peak_rss_mb": peak_rss_mb()}
-    write_json(run.done(stage.name), record)
-    return exported
+def _export(folder: pathlib.Path, params: Any, model_state: Any, step: int, wall_s: float) -> dict[str, Any]:
+    """Writes the stage's variables; its checkpoints have served."""
+    exported = jax.tree.map(np.asarray, parallel.gather({"params": params, **model_state}))
+    done = {"fingerprint": fingerprint(exported), "step": step, "wall_s": wall_s, "peak_rss_mb": peak_rss_mb()}
+    if parallel.is_main():
+        checkpoint.save_export(folder / VARIABLES, exported)
+        write_json(folder / DONE, done)
+        shutil.rmtree(folder / "checkpoints", ignore_errors=True)
+    return done
 
 
 class Validation:
     """Means of a stage's validation values over its whole validation split, with the weights that would be exported."""
 
-    def __init__(self, run: Run, stage: Stage):
-        self._run, self._stage = run, stage
+    def __init__(self, mesh: jax.sharding.Mesh, stage: Stage, base_key: jax.Array):
+        self._mesh, self._stage, self._base_key = mesh, stage, base_key
         self._step = jax.jit(stage.validate)
 
     def __call__(self, state: TrainState, frozen: Any) -> dict[str, float]:
         stage, count = self._stage, 0
         totals: dict[str, float] = {}
-        for rows, valid in ordered_batches(stage.source("validation"), stage.example, stage.training.batch_size):
-            values = self._step(
-                final_params(state), state.model_state, frozen, parallel.to_global(rows, self._run.mesh)
-            )
-            for name, value in jax.device_get(values).items():
+        batches = ordered_batches(stage.source("validation"), stage.example, stage.training.batch_size)
+        for number, (rows, valid) in enumerate(batches):
+            mine = jax.tree.map(lambda a: a[parallel.process_rows(len(a))], rows)
+            key = jax.random.fold_in(self._base_key, number)  # each batch has draws of its own, the same at each call
+            batch = parallel.to_global(mine, self._mesh)
+            values = self._step(final_params(state), state.model_state, frozen, batch, key)
+            for name, value in parallel.gather(values).items():
                 totals[name] = totals.get(name, 0.0) + float(np.sum(value[:valid]))
             count += valid
         return {name: total / count for name, total in totals.items()}
@@ -145,11 +147,9 @@ class Validation:
 class Log:
     """Progress bar, JSONL and TensorBoard rows of one stage."""
 
-    def __init__(self, workdir: pathlib.Path, stage: Stage):
-        self._stage = stage
-        self._path = workdir / "logs" / f"{stage.name}.jsonl"
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        self._board = SummaryWriter(str(workdir / "tensorboard" / stage.name))
+    def __init__(self, folder: pathlib.Path, stage: Stage):
+        self._stage, self._path = stage, folder / LOG
+        self._board = SummaryWriter(str(folder / "tensorboard"))
         self.seconds_before = 0.0
 
     def __enter__(self) -> Log:
@@ -163,7 +163,7 @@ class Log:
         """Drops rows after `step`, which a killed run wrote past its last checkpoint and this one writes again."""
         rows = read_log(self._path)
         kept = [row for row in rows if row["step"] <= step]
-        self._path.write_text("".join(json.dumps(row) + "\n" for row in kept))
+        write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self.seconds_before = max((row["elapsed_s"] for row in kept), default=0.0)
         total, name = self._stage.training.steps, self._stage.name
         self._bar = tqdm(total=total, initial=step, desc=f"stage {name}", unit="step", mininterval=1.0)

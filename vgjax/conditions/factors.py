@@ -11,22 +11,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from vgjax import build, pipeline
-from vgjax.conditions.base import Frozen, RowsOf
+from vgjax.conditions.base import Condition, Frozen, RowsOf
 from vgjax.config import Config, ConfigError
 from vgjax.models import hffm
 from vgjax.text import load_text_encoder
 from vgjax.types import Factors, Inputs, Keep, Request, Tokens
 
-FIT_COLUMNS = ("text", "factors")
-EMBED_BATCH = 256
 
-
-class TextFactors:
+class TextFactors(Condition):
     """What the conditions on factors share: the road from text embeddings to the two factors."""
 
     channels = hffm.CHANNELS
     columns = ("text",)
     needs = ("disentangler",)
+    keys: tuple[str, ...] = (
+        *("prior.*", "-prior.train.*", "disentangler.*", "-disentangler.train.*", "text_encoder.*", "seed"),
+        *("denoiser.condition", "denoiser.hffm_hidden", "denoiser.token_width", "denoiser.hffm_weights"),
+    )
 
     def __init__(self, config: Config):
         self.config = config
@@ -35,18 +36,9 @@ class TextFactors:
     def example(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
         return {"embedding": row["embedding"].astype(np.float32)}
 
-    def pretrained(self) -> Any | None:
-        return None
-
     @functools.cached_property
     def _encode(self):
         return load_text_encoder(self.config.text_encoder)
-
-    def embeddings(self, requests: Sequence[Request]) -> jax.Array:
-        """Text embeddings of the prompts, (B, D)."""
-        if any(not request.prompt for request in requests):
-            raise ConfigError(f"condition '{self.config.denoiser.condition}' is told in words: give a prompt")
-        return jnp.asarray(self._encode([request.prompt for request in requests]), jnp.float32)
 
     def factors(self, frozen: Frozen, embedding_BD: jax.Array) -> Factors:
         """What stage 2 reads from text embeddings."""
@@ -54,14 +46,24 @@ class TextFactors:
         return pipeline.text_factors(model, embedding_BD, self.config.prior.grid)
 
     def from_requests(self, frozen: Frozen, requests: Sequence[Request]) -> Inputs:
-        return self.from_rows(frozen, {"embedding": self.embeddings(requests)}, None)
-
-    def from_rows(self, frozen: Frozen, batch: Mapping[str, jax.Array], key: jax.Array | None) -> Inputs:
-        raise NotImplementedError
+        read: dict[tuple[str, ...], Inputs] = {}
+        inputs = {}
+        for channel in self.channels:
+            texts = tuple(request.text(channel) for request in requests)
+            if not all(texts):
+                raise ConfigError(f"condition '{self.config.denoiser.condition}' is told in words: give a prompt")
+            if texts not in read:
+                embedding = jnp.asarray(self._encode(list(texts)), jnp.float32)
+                read[texts] = self.from_rows(frozen, {"embedding": embedding}, None)
+            inputs[channel] = read[texts][channel]
+        return inputs
 
 
 class FactorsCondition(TextFactors):
     """Components of either channel (B, M), read by `FactorFusion`."""
+
+    fit_columns = ("text", "factors")
+    keys = (*TextFactors.keys, "denoiser.components", "denoiser.condition_noise", "denoiser.width")
 
     def __init__(self, config: Config):
         super().__init__(config)
@@ -74,7 +76,7 @@ class FactorsCondition(TextFactors):
         predict = jax.jit(lambda e: self._disentangler.apply(frozen["disentangler"], e, train=False)[:2])
         data = {}
         for split in ("train", "validation"):
-            source = rows(FIT_COLUMNS, split)
+            source = rows(self.fit_columns, split)
             data[split] = {
                 name: np.stack([source[i][name].ravel() for i in range(len(source))]).astype(np.float32)
                 for name in ("embedding", *self.channels)

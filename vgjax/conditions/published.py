@@ -7,10 +7,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from vgjax import build, weights
-from vgjax.conditions.base import Frozen, RowsOf
+from vgjax.conditions.base import Frozen
 from vgjax.conditions.factors import TextFactors
 from vgjax.config import Config
 from vgjax.models import hffm
@@ -23,9 +22,6 @@ class PublishedCondition(TextFactors):
     def __init__(self, config: Config):
         super().__init__(config)
         self._module = hffm.ReferenceFusion(config.denoiser.hffm_hidden, config.denoiser.token_width)
-
-    def fit(self, frozen: Frozen, rows: RowsOf) -> dict[str, np.ndarray]:
-        return {}
 
     def _example_inputs(self) -> tuple[Inputs, Keep]:
         anatomy = jnp.zeros((1, build.anatomy_shape(self.config)[-1]))

@@ -12,6 +12,9 @@ import numpy as np
 
 from vgjax.config import Config, ConfigError
 
+MAX_TEXT = 20_000  # characters; far beyond any report, and what a text encoder truncates to
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")  # of the pictures that most datasets hold
+
 Thresholds = Mapping[str, Sequence[float]]  # attribute -> where its levels part
 Levels = Mapping[str, str | None]  # factor -> level; None or absent: unreadable
 
@@ -83,25 +86,6 @@ class Index:
     skipped: tuple[Skip, ...]
     present: int
 
-    def check(self, root: str) -> Index:
-        """Itself, with its promises kept.
-
-        Raises:
-          ConfigError: there is nothing to use.
-          AssertionError: two entries share an id, or a picture is neither used nor skipped: a fault of the source.
-        """
-        if not self.entries:
-            first = f", the first: {self.skipped[0].path}: {self.skipped[0].reason}" if self.skipped else ""
-            raise ConfigError(
-                f"config key 'data.root': '{root}' holds no usable picture ({len(self.skipped)} skipped{first}):"
-                " name the dataset's own folder"
-            )
-        ids = [entry.id for entry in self.entries]
-        assert len(set(ids)) == len(ids), "two entries share an id"
-        lost = self.present - len(self.entries) - sum(skip.picture for skip in self.skipped)
-        assert not lost, f"{lost} pictures are neither used nor skipped"
-        return self
-
 
 @dataclasses.dataclass
 class Plan:
@@ -135,13 +119,15 @@ class Reader:
     """How the factors of generated pictures are read back.
 
     Attributes:
-      channels: factor -> "anatomy" or "modality".
+      channels: factor that can be read back -> "anatomy" or "modality".
+      described: the same of every factor that captions may name.
       read: (pictures (N, H, W, 3) uint8, lesion probability (N, H, W)) -> levels of each.
       chance: (requested levels of the test captions, factor) -> accuracy of guessing that factor.
       describe: (levels, rng, named) -> caption naming only the factors in `named`.
     """
 
     channels: Mapping[str, str]
+    described: Mapping[str, str]
     read: Callable[[np.ndarray, np.ndarray], list[Levels]]
     chance: Callable[[Sequence[Mapping[str, str]], str], float]
     describe: Callable[[Mapping[str, str], np.random.Generator, Sequence[str]], str]
@@ -150,8 +136,8 @@ class Reader:
 class Source(Protocol):
     """A dataset, read from a folder (`vgjax.data.prepare.plan.FileSource`) or drawn."""
 
-    def check(self, root: str) -> None:
-        """Looks at names only; ConfigError where the root is not the dataset's folder. Drawn datasets have no root."""
+    def check(self, root: str) -> pathlib.Path | None:
+        """The root, links followed; None of drawn datasets. ConfigError where its names are not the dataset's."""
 
     def plan(self, config: Config, folder: pathlib.Path) -> Plan:
         """Decides what will be written; intermediate results go to `folder`."""
@@ -168,6 +154,11 @@ def inside(root: pathlib.Path, path: pathlib.Path) -> bool:
         return False
 
 
+def bad_root(sentence: str) -> ConfigError:
+    """What to raise where the root is not the dataset's folder or lacks something."""
+    return ConfigError(f"config key 'data.root': {sentence}")
+
+
 def home(root: str, holds: str) -> pathlib.Path:
     """The root, links followed.
 
@@ -180,11 +171,29 @@ def home(root: str, holds: str) -> pathlib.Path:
     if not root:
         raise ConfigError(f"config key 'data.root' is empty: name {holds} (--config.data.root=FOLDER)")
     if not os.path.isdir(root):
-        raise ConfigError(f"config key 'data.root': no folder '{root}': unpack the dataset and name {holds}")
+        raise bad_root(f"no folder '{root}': unpack the dataset and name {holds}")
     return pathlib.Path(root).resolve()
 
 
-def find(root: pathlib.Path, suffixes: Sequence[str]) -> list[pathlib.Path]:
+def remedy(base: pathlib.Path, marks: Sequence[str], holds: str) -> str:
+    """Which folder to name in place of `base`: an archive unpacks into a folder of its own, likely the one inside.
+
+    Args:
+      marks: what the dataset's folder holds any of.
+    """
+    _, folders, _ = next(os.walk(base), ("", [], []))
+    inner = (base / name for name in sorted(folders) if any(os.path.exists(base / name / mark) for mark in marks))
+    return next((f"did you mean '{path}'?" for path in inner), f"name {holds}")
+
+
+def check_links(base: pathlib.Path, names: Sequence[str]) -> None:
+    """ConfigError where one of the folders in `base` is a link that leads out of it."""
+    for path in (base / name for name in names):
+        if not inside(base, path):
+            raise bad_root(f"'{path}' links out of '{base}': replace it by the folder itself")
+
+
+def find(root: pathlib.Path, suffixes: tuple[str, ...]) -> list[pathlib.Path]:
     """All files below `root` with one of the suffixes (lower case), sorted; folders that are links are not entered.
 
     What macOS adds to archives ("__MACOSX", "._x.jpg") is left out.
@@ -196,16 +205,14 @@ def find(root: pathlib.Path, suffixes: Sequence[str]) -> list[pathlib.Path]:
         pathlib.Path(where, name)
         for where, _, names in os.walk(root, onerror=_unreadable, followlinks=False)
         for name in names
-        if os.path.splitext(name)[1].lower() in suffixes
+        if name.lower().lstrip(".").endswith(suffixes)
         and not name.startswith("._")
         and "__MACOSX" not in pathlib.PurePath(where).relative_to(root).parts
     )
 
 
 def _unreadable(error: OSError) -> None:
-    raise ConfigError(
-        f"config key 'data.root': '{error.filename}' cannot be read ({error.strerror}): mend its permissions"
-    ) from None
+    raise bad_root(f"'{error.filename}' cannot be read ({error.strerror}): mend its permissions") from None
 
 
 def fault(base: pathlib.Path, path: pathlib.Path) -> str:
@@ -220,3 +227,69 @@ def fault(base: pathlib.Path, path: pathlib.Path) -> str:
 def shown(base: pathlib.Path, path: pathlib.Path) -> str:
     """A path relative to `base`, bytes that are no text replaced."""
     return os.fsencode(path.relative_to(base)).decode("utf-8", errors="replace")
+
+
+class Listing:
+    """Collects the `Index` of a folder.
+
+    Attributes:
+      base: the folder, links followed.
+      present: counts the pictures that are there, whatever becomes of them.
+    """
+
+    def __init__(self, base: pathlib.Path):
+        self.base, self.present = base, 0
+        self._entries: list[Entry] = []
+        self._skipped: list[Skip] = []
+
+    def skip(self, what: pathlib.Path | str, reason: str, detail: str = "", picture: bool = True) -> None:
+        """Notes what is not used, a file or whatever a table names; the arguments are those of `Skip`."""
+        self._skipped.append(Skip(what if isinstance(what, str) else shown(self.base, what), reason, detail, picture))
+
+    def add(self, entry: Entry, reason: str = "", detail: str = "") -> None:
+        """Notes a picture: skipped for the reason, if any, or for a text that is too long, else used."""
+        if not reason and len(entry.text) > MAX_TEXT:
+            reason, detail = "caption too long", f"{len(entry.text)} characters, at most {MAX_TEXT}"
+        if reason:
+            self.skip(entry.image, reason, detail)
+        else:
+            self._entries.append(entry)
+
+    def images_and_masks(
+        self, kind_and_id: Callable[[pathlib.Path], tuple[str, str]]
+    ) -> tuple[dict[str, pathlib.Path], dict[str, pathlib.Path]]:
+        """Images and masks below the folder by id; the images are counted, the unusable skipped.
+
+        Args:
+          kind_and_id: of a file: "image", "mask", or "" for one that is neither and counts as an image.
+        """
+        files: dict[str, dict[str, pathlib.Path]] = {"image": {}, "mask": {}}
+        for path in find(self.base, SUFFIXES):
+            kind, name = kind_and_id(path)
+            self.present += kind != "mask"
+            reason = fault(self.base, path) if kind else "not in images or masks"
+            if not reason and name in files[kind]:
+                reason = f"same {kind} twice"
+            if reason:
+                self.skip(path, reason, picture=kind != "mask")
+            else:
+                files[kind][name] = path
+        return files["image"], files["mask"]
+
+    def index(self, root: str) -> Index:
+        """The index, its promises kept.
+
+        Raises:
+          ConfigError: there is nothing to use.
+          AssertionError: two entries share an id, or a picture is neither used nor skipped: a fault of the source.
+        """
+        entries, skipped = tuple(sorted(self._entries, key=lambda entry: entry.id)), tuple(self._skipped)
+        if not entries:
+            first = f", the first: {skipped[0].path}: {skipped[0].reason}" if skipped else ""
+            raise bad_root(
+                f"'{root}' holds no usable picture ({len(skipped)} skipped{first}): name the dataset's own folder"
+            )
+        assert len({entry.id for entry in entries}) == len(entries), "two entries share an id"
+        lost = self.present - len(entries) - sum(skip.picture for skip in skipped)
+        assert not lost, f"{lost} pictures are neither used nor skipped"
+        return Index(entries, skipped, self.present)

@@ -11,8 +11,8 @@ import pathlib
 import sys
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from absl import flags
@@ -20,12 +20,13 @@ from ml_collections import config_flags
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
+from vgjax.atomic import replacing
 from vgjax.config import Config, ConfigError, from_config_dict
-from vgjax.data.prepare import pictures as preparation
-from vgjax.data.prepare import splits
-from vgjax.data.prepare.builder import Pictures
+from vgjax.context import open_rows
+from vgjax.data.prepare import pictures, splits
 from vgjax.data.prepare.duplicates import pixel_hash
 from vgjax.data.records import Rows, SkippedRows, from_png
+from vgjax.store import Store
 from vgjax.types import SPLITS
 
 SHEET_COLUMNS, SHEET_ROWS = 5, 4
@@ -33,49 +34,54 @@ CAPTION_WIDTH, CAPTION_LINES = 38, 6  # characters, lines
 TILE, GAP, LINE = 220, 12, 14  # pixels
 QUARTILES = (0, 25, 50, 75, 100)
 
+Facts = Sequence[Mapping[str, Any]]
+T = TypeVar("T")
 
-def inspect(config: Config, folder: pathlib.Path) -> list[str]:
-    """Lines of the report; writes folder/contact_sheet.png.
+
+def inspect(config: Config, workdir: pathlib.Path, store: Store) -> list[str]:
+    """Lines of the report; writes workdir/contact_sheet.png.
 
     Args:
-      folder: of the records, prepared here if need be.
+      store: of the prepared pictures, which are made here if need be.
 
     Raises:
       ConfigError: the dataset cannot be prepared, or its records are damaged beyond use.
     """
-    preparation.check(config)
-    preparation.prepare(config, folder)
-    damaged = preparation.verify(config, folder)
-    report = json.loads((folder / "prepare_report.json").read_text())
-    rows: dict[str, Rows] = {
-        split: SkippedRows(Pictures(folder, config.data.source, split), damaged[split]) for split in SPLITS
-    }
-    facts = {split: [_facts(source[i]) for i in range(len(source))] for split, source in rows.items()}
-    _sheet(folder / "contact_sheet.png", rows)
-    return [*_counts(facts), *_texts(facts), *_account(report, damaged), *_leaks(facts), f"{folder}/contact_sheet.png"]
+    recipe = pictures.PICTURES.recipe(config, {})
+    if not store.find(recipe):
+        pictures.check(config)
+    artefact = store.get(recipe, lambda folder: pictures.prepare(config, folder))
+    report = json.loads(artefact.path(pictures.REPORT).read_text())
+    opened = {split: open_rows(artefact, split) for split in SPLITS}
+    rows = {split: SkippedRows(source, lost) for split, (source, lost) in opened.items()}
+    facts = [_facts(split, source[i]) for split, source in rows.items() for i in range(len(source))]
+    sheet = workdir / "contact_sheet.png"
+    _sheet(sheet, rows)
+    damaged = sum(len(lost) for _, lost in opened.values())
+    return [*_counts(facts), *_texts(facts), *_account(report, damaged), *_leaks(facts), str(sheet)]
 
 
-def _facts(row: dict[str, Any]) -> dict[str, Any]:
+def _facts(split: str, row: dict[str, Any]) -> dict[str, Any]:
     """What is counted of one picture, read from the records themselves."""
     kept = {name: row[name] for name in ("id", "label", "group", "caption")}
-    return {**kept, "hash": pixel_hash(from_png(row["image"])), "lesion": float((from_png(row["mask"]) > 0).mean())}
+    measured = {"hash": pixel_hash(from_png(row["image"])), "lesion": float((from_png(row["mask"]) > 0).mean())}
+    return {"split": split, **kept, **measured}
 
 
-def _counts(facts: dict[str, list[dict[str, Any]]]) -> list[str]:
-    labels = sorted({row["label"] for rows in facts.values() for row in rows})
-    width = max([len("no class"), *(len(label) for label in labels)])
-    lines = [f"{'class':{width}} " + " ".join(f"{split:>10}" for split in SPLITS)]
-    for label in labels:
-        counts = (sum(row["label"] == label for row in facts[split]) for split in SPLITS)
-        lines.append(f"{label or 'no class':{width}} " + " ".join(f"{count:10}" for count in counts))
-    lines.append(f"{'all':{width}} " + " ".join(f"{len(facts[split]):10}" for split in SPLITS))
-    area = [row["lesion"] for rows in facts.values() for row in rows]
-    empty = sum(share == 0 for share in area)
-    return [*lines, f"masks: {empty} empty; the others cover {np.mean([a for a in area if a] or [0]):.1%} on average"]
+def _counts(facts: Facts) -> list[str]:
+    counts = Counter((row["split"], row["label"]) for row in facts)
+    labels = sorted({row["label"] for row in facts})
+    width = max([len("no class"), *map(len, labels)])
+    line = lambda name, cells: f"{name:{width}} " + " ".join(f"{cell:>10}" for cell in cells)
+    table = [line(label or "no class", [counts[split, label] for split in SPLITS]) for label in labels]
+    whole = line("all", [sum(row["split"] == split for row in facts) for split in SPLITS])
+    area = [row["lesion"] for row in facts if row["lesion"]]
+    masks = f"masks: {len(facts) - len(area)} empty; the others cover {np.mean(area or [0]):.1%} on average"
+    return [line("class", SPLITS), *table, whole, masks]
 
 
-def _texts(facts: dict[str, list[dict[str, Any]]]) -> list[str]:
-    captions = [row["caption"] for rows in facts.values() for row in rows]
+def _texts(facts: Facts) -> list[str]:
+    captions = [row["caption"] for row in facts]
     words = np.percentile([len(caption.split()) for caption in captions], QUARTILES).round().astype(int)
     most = Counter(captions).most_common(1)[0]
     return [
@@ -84,39 +90,38 @@ def _texts(facts: dict[str, list[dict[str, Any]]]) -> list[str]:
     ]
 
 
-def _account(report: dict[str, Any], damaged: dict[str, list[int]]) -> list[str]:
+def _account(report: dict[str, Any], damaged: int) -> list[str]:
     used, skipped, present = report["used"], report["skipped_pictures"], report["present"]
     verdict = "every picture accounted for" if used + skipped == present else "PICTURES ARE LOST"
     lines = [f"present {present} = used {used} + skipped {skipped}: {verdict}"]
     lines += [f"  skipped, {reason}: {count}" for reason, count in report["skipped_by_reason"].items()]
-    if lost := sum(map(len, damaged.values())):
-        lines.append(f"damaged records left out: {lost}")
+    if damaged:
+        lines.append(f"damaged records left out: {damaged}")
     return lines
 
 
-def _leaks(facts: dict[str, list[dict[str, Any]]]) -> list[str]:
-    by_id = {row["id"]: (split, row["group"], row["hash"]) for split, rows in facts.items() for row in rows}
-    places, groups, hashes = ({item: values[i] for item, values in by_id.items()} for i in range(3))
+def _leaks(facts: Facts) -> list[str]:
+    places, groups, hashes = ({row["id"]: row[name] for row in facts} for name in ("split", "group", "hash"))
     found = splits.leaks(places, groups, hashes)
-    count = len(set(groups.values()) - {""})
+    count = len({*groups.values()} - {""})
     return [f"groups {count}, leaks between splits {len(found)}", *(f"  {leak}" for leak in found)]
 
 
-def _sheet(path: pathlib.Path, rows: dict[str, Rows]) -> None:
+def _sheet(path: pathlib.Path, rows: Mapping[str, Rows]) -> None:
     """Pictures spread over the splits, masks outlined, captions below."""
-    chosen = [(split, row) for split, source in rows.items() for row in _spread(source, SHEET_COLUMNS * SHEET_ROWS)]
-    picks = np.linspace(0, len(chosen) - 1, min(len(chosen), SHEET_COLUMNS * SHEET_ROWS)).astype(int)
+    chosen = [(split, number) for split, source in rows.items() for number in _spread(range(len(source)))]
     height = TILE + LINE * (CAPTION_LINES + 1)
     sheet = Image.new("RGB", (SHEET_COLUMNS * (TILE + GAP), SHEET_ROWS * (height + GAP)), "white")
     font, draw = ImageFont.load_default(LINE - 3), ImageDraw.Draw(sheet)
-    for place, pick in enumerate(picks):
-        split, row = chosen[pick]
+    for place, (split, number) in enumerate(_spread(chosen)):
+        row = rows[split][number]
         left, top = (place % SHEET_COLUMNS) * (TILE + GAP), (place // SHEET_COLUMNS) * (height + GAP)
         sheet.paste(_outlined(row), (left, top))
         lines = textwrap.wrap(row["caption"], CAPTION_WIDTH, max_lines=CAPTION_LINES)
-        for number, line in enumerate([f"{split}: {row['label']}".rstrip(": "), *lines]):
-            draw.text((left, top + TILE + number * LINE), line, "black", font)
-    sheet.save(path)
+        for below, line in enumerate([f"{split}: {row['label']}".rstrip(": "), *lines]):
+            draw.text((left, top + TILE + below * LINE), line, "black", font)
+    with replacing(path) as part:
+        sheet.save(part, "PNG")
 
 
 def _outlined(row: dict[str, Any]) -> Image.Image:
@@ -129,8 +134,10 @@ def _outlined(row: dict[str, Any]) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def _spread(source: Rows, count: int) -> list[dict[str, Any]]:
-    return [source[i] for i in sorted({int(i) for i in np.linspace(0, max(len(source) - 1, 0), count)}) if len(source)]
+def _spread(among: Sequence[T]) -> list[T]:
+    """As many as a sheet holds, evenly spaced; all where there are fewer."""
+    places = np.linspace(0, len(among) - 1, min(len(among), SHEET_COLUMNS * SHEET_ROWS)).astype(int)
+    return [among[place] for place in places.tolist()]
 
 
 def main(argv: Sequence[str]) -> int:
@@ -143,8 +150,8 @@ def main(argv: Sequence[str]) -> int:
         if config_flag.value is None:
             raise flags.Error("--config is missing: name a config file, e.g. --config=configs/busi.py")
         config = from_config_dict(config_flag.value)
-        folder = pathlib.Path(workdir.value or f"runs/{config.name}") / "records"
-        lines = inspect(config, folder)
+        folder = pathlib.Path(workdir.value or f"runs/{config.name}")
+        lines = inspect(config, folder, Store(folder.parent / "store"))
     except (flags.Error, ConfigError, AttributeError, OSError, ImportError) as error:
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         return 2

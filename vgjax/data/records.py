@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
-import json
 import pathlib
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
@@ -14,9 +14,10 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
+from vgjax.atomic import replacing
 from vgjax.config import ConfigError
 
-REMEDY = "remove the workdir and run again"
+REMEDY = "delete the artefact's folder and run again"
 
 
 class Rows(Protocol):
@@ -29,12 +30,8 @@ class Rows(Protocol):
 
 def encode(fields: dict[str, Any]) -> bytes:
     """msgpack of text, numbers, bytes and numpy arrays (as dtype, shape and little-endian bytes)."""
-    packed = {}
-    for name, value in fields.items():
-        if isinstance(value, np.ndarray):
-            value = {"dtype": value.dtype.str, "shape": list(value.shape), "bytes": value.tobytes()}
-        packed[name] = value
-    return msgpack.packb(packed)
+    pack = lambda array: {"dtype": array.dtype.str, "shape": list(array.shape), "bytes": array.tobytes()}
+    return msgpack.packb({k: pack(value) if isinstance(value, np.ndarray) else value for k, value in fields.items()})
 
 
 def decode(record: bytes) -> dict[str, Any]:
@@ -51,24 +48,13 @@ def from_png(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)))
 
 
-def write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
-    """Writes atomically."""
-    part = path.with_suffix(".part")
-    part.write_text(json.dumps(values, indent=1))
-    part.replace(path)
-
-
 def write(path: pathlib.Path, rows: Iterable[dict[str, Any]]) -> int:
     """Writes rows to one file, atomically, and returns how many. One record a group: damage stays local."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    writer = ArrayRecordWriter(str(part), "group_size:1")
     count = 0
-    for row in rows:
-        writer.write(encode(row))
-        count += 1
-    writer.close()
-    part.replace(path)
+    with replacing(path) as part, contextlib.closing(ArrayRecordWriter(str(part), "group_size:1")) as writer:
+        for row in rows:
+            writer.write(encode(row))
+            count += 1
     return count
 
 
@@ -101,10 +87,10 @@ def unreadable(paths: Sequence[pathlib.Path]) -> list[int]:
 
 
 class Records:
-    """Random access to the rows of one file."""
+    """Random access to the rows of one file, or of several one after another."""
 
-    def __init__(self, path: pathlib.Path):
-        self._path, self._source = path, raw([path])
+    def __init__(self, paths: Sequence[pathlib.Path]):
+        self._source = raw(paths)
 
     def __len__(self) -> int:
         return len(self._source)
@@ -114,36 +100,35 @@ class Records:
 
 
 class SkippedRows:
-    """A view of a source without the given rows."""
+    """A view of a source without the given rows.
 
-    def __init__(self, source: Rows, without: Collection[int]):
-        self._source = source
-        self._rows = [row for row in range(len(source)) if row not in without]
-
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        return self._source[self._rows[row]]
-
-
-class PermutedFields:
-    """Rows some of whose fields come from another row: control experiments that must bring accuracy to chance.
-
-    Args:
-      fields: which to take from the permuted row.
+    Attributes:
+      total: rows of the source.
+      numbers: of the rows that are left, in the source.
     """
 
-    def __init__(self, rows: Rows, fields: Sequence[str], seed: int):
-        self._rows, self._fields = rows, fields
-        self._order = np.random.default_rng(seed).permutation(len(rows))
+    def __init__(self, source: Rows, without: Collection[int]):
+        self._source, self.total = source, len(source)
+        self.numbers = [row for row in range(len(source)) if row not in without]
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self.numbers)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        other = self._rows[int(self._order[row])]
-        return {**self._rows[row], **{name: other[name] for name in self._fields}}
+        return self._source[self.numbers[row]]
+
+
+class PermutedFields(SkippedRows):
+    """Rows some of whose fields come from another row: control experiments that must bring accuracy to chance."""
+
+    def __init__(self, source: Rows, without: Collection[int], fields: Sequence[str], seed: int):
+        """Takes what to leave out, and which fields to take from the permuted row."""
+        super().__init__(source, without)
+        self._fields, self._order = fields, np.random.default_rng(seed).permutation(len(self))
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        other = super().__getitem__(int(self._order[row]))
+        return {**super().__getitem__(row), **{name: other[name] for name in self._fields}}
 
 
 class ZippedRecords:
@@ -154,7 +139,6 @@ class ZippedRecords:
     """
 
     def __init__(self, sources: Mapping[str, Rows]):
-        """Takes sources by name."""
         self._sources = list(sources.values())
         lengths = {name: len(source) for name, source in sources.items()}
         if len(set(lengths.values())) != 1:
@@ -164,10 +148,7 @@ class ZippedRecords:
         return len(self._sources[0])
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        fields: dict[str, Any] = {}
-        for source in self._sources:
-            fields.update(source[row])
-        return fields
+        return {name: value for source in self._sources for name, value in source[row].items()}
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[row] for row in range(len(self)))

@@ -11,6 +11,7 @@ import numpy as np
 from vgjax.data.records import Rows
 
 Example = dict[str, np.ndarray]
+GRAIN_SEEDS = 1 << 32
 
 
 def training_batches(source: Rows, to_example: Callable[[dict[str, Any]], Example], batch_size: int, seed: int):
@@ -20,9 +21,9 @@ def training_batches(source: Rows, to_example: Callable[[dict[str, Any]], Exampl
       source: rows.
       to_example: row -> arrays.
       batch_size: of the global batch, over all processes.
-      seed: of the order, which does not depend on the number of processes; nor does the state, one integer.
+      seed: of 64 bits, of the order, which does not depend on the number of processes; nor does the state, one integer.
     """
-    rows = grain.MapDataset.source(source).seed(seed).shuffle().repeat(None).map(to_example)
+    rows = grain.MapDataset.source(source).seed(seed % GRAIN_SEEDS).shuffle().repeat(None).map(to_example)
     return iter(grain.experimental.ElasticIterator(rows, batch_size, grain.sharding.ShardByJaxProcess()))
 
 

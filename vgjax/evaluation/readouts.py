@@ -7,16 +7,16 @@ import jax.numpy as jnp
 import numpy as np
 
 from vgjax import build, pipeline
-from vgjax.context import Run
-from vgjax.stages.prior import picture_input
+from vgjax.context import Context
 
 
 class PriorView:
     """Stage 1 applied to pictures."""
 
-    def __init__(self, run: Run):
-        prior = build.Model(build.prior(run.config), run.variables("prior"))
-        self._apply = jax.jit(lambda image: pipeline.encode(prior, picture_input(image, run.config)))
+    def __init__(self, context: Context):
+        prior = build.Model(build.prior(context.config), context.variables("prior"))
+        size, intensity = build.prior_size(context.config), context.config.data.intensity
+        self._apply = jax.jit(lambda image: pipeline.encode(prior, pipeline.prior_input(image, size, intensity)))
 
     def __call__(self, pictures: np.ndarray, batch: int = 32) -> dict[str, np.ndarray]:
         """anatomy (N, H, W, K), lesion (N, H, W) probability, reconstruction (N, H, W, 3) uint8."""

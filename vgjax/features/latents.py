@@ -1,21 +1,19 @@
-"""Before stage 3: what a frozen autoencoder makes of every picture, computed once and streamed from then on."""
+"""The column "latents": what a frozen autoencoder makes of each picture that stage 3 trains on."""
 
 from __future__ import annotations
 
-import logging
 import pathlib
-from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from tqdm import tqdm
 
 from vgjax import build, pipeline
 from vgjax.config import Config
-from vgjax.context import Run
+from vgjax.context import Context, Producer
 from vgjax.data import records
-from vgjax.data.stream import ordered_batches
+from vgjax.features.base import filled, write_column
 from vgjax.models.autoencoder import Autoencoder
 
 SPLITS = ("train", "validation")
@@ -32,31 +30,24 @@ def views(autoencoder: Autoencoder, image_BHWC: jax.Array, config: Config) -> ja
     return jnp.stack([autoencoder.encode(side) for side in sides], axis=1)
 
 
-def write(run: Run) -> list[pathlib.Path]:
-    """Writes latents-{split}.array_record, float16, beside the pictures; a split that is there is left alone.
+def make(context: Context, folder: pathlib.Path) -> dict[str, Any]:
+    """Writes "latents" (V, h, w, c) float16 for training and validation."""
+    autoencoder = build.autoencoder(context.config)
+    encode = jax.jit(lambda autoencoder, image: views(autoencoder, image, context.config))
 
-    Returns:
-      The files written now: none where the latents are the pixels.
-    """
-    if run.config.autoencoder.kind == "pixel":
-        return []
-    missing = [split for split in SPLITS if not run.records("latents", split).exists()]
-    for split in missing:
-        records.write(run.records("latents", split), _rows(run, split))
-    logging.info("latents: %s", f"wrote {', '.join(missing)}" if missing else "written before, skipped")
-    return [run.records("latents", split) for split in missing]
+    def compute(rows):
+        images = filled([records.from_png(row["image"]) for row in rows], ENCODE_BATCH)
+        found = np.asarray(encode(autoencoder, images), np.float16)
+        return ({"latents": latents} for latents in found[: len(rows)])
 
-
-def _rows(run: Run, split: str) -> Iterator[dict[str, np.ndarray]]:
-    autoencoder = build.autoencoder(run.config)
-    encode = jax.jit(lambda autoencoder, image: views(autoencoder, image, run.config))
-    source = run.rows(["images"], split)
-    with tqdm(total=len(source), desc=f"latents, {split}", unit="image", mininterval=1.0) as bar:
-        for batch, valid in ordered_batches(source, _pixels, ENCODE_BATCH):
-            found = np.asarray(encode(autoencoder, batch["image"]), np.float16)[:valid]
-            bar.update(valid)
-            yield from ({"latents": row} for row in found)
+    sources = {split: context.rows(["pictures"], split) for split in SPLITS}
+    return write_column(folder, "latents", sources, compute, ENCODE_BATCH)
 
 
-def _pixels(row: dict[str, bytes]) -> dict[str, np.ndarray]:
-    return {"image": records.from_png(row["image"])}
+LATENTS = Producer(
+    "latents",
+    make,
+    keys=("autoencoder.*", "denoiser.flip", "data.intensity"),
+    needs=("pictures",),
+    files=lambda c: [c.autoencoder.path],
+)

@@ -11,8 +11,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from vgjax.config import ConfigError
-
 # torch's variance epsilon, shared by batch norm and by the parameterless AdaIN.
 VARIANCE_EPSILON = 1e-5
 
@@ -70,7 +68,7 @@ class BatchNorm(nn.Module):
           Features of the shape and dtype of x.
 
         Raises:
-          ConfigError: a training batch with one value a channel, which has no variance.
+          ValueError: a training batch with one value a channel, which has no variance.
         """
         channels = x.shape[-1]
         scale = self.param("scale", nn.initializers.ones, (channels,))
@@ -87,10 +85,7 @@ class BatchNorm(nn.Module):
             var = features.var(axes)
             if not self.is_initializing():
                 if count < 2:
-                    raise ConfigError(
-                        f"batch norm {'/'.join(self.path)} got one value a channel in a training batch of shape "
-                        f"{x.shape}: use a batch size of at least 2."
-                    )
+                    raise ValueError(f"batch norm {'/'.join(self.path)}: one value a channel in a batch {x.shape}")
                 running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
                 unbiased_var = var * (count / (count - 1))
                 running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased_var

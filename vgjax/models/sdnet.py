@@ -15,7 +15,6 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from vgjax.config import ConfigError
 from vgjax.models.layers import (
     BatchNorm,
     ConvBlock,
@@ -107,15 +106,12 @@ class AnatomyEncoder(nn.Module):
           train: normalises by the batch and updates the running statistics.
 
         Raises:
-          ConfigError: height or width does not halve evenly once a level.
+          ValueError: height or width does not halve evenly once a level.
         """
         divisor = 2 ** len(self.widths)
         height, width = image_BHWC.shape[1:3]
         if height % divisor or width % divisor:
-            raise ConfigError(
-                f"the anatomy encoder got {height}x{width} pixels, which {len(self.widths)} levels cannot halve "
-                f"evenly: use an image size divisible by {divisor}."
-            )
+            raise ValueError(f"the anatomy encoder got {height}x{width} pixels, not divisible by {divisor}")
         x_BHWC = image_BHWC
         skips = []
         for level, features in enumerate(self.widths, start=1):
@@ -302,7 +298,7 @@ class SDNet(nn.Module):
           eps_1_BZ: standard normal noise of the modality sample.
 
         Raises:
-          ConfigError: the image size does not fit the levels, or the batch holds one image.
+          ValueError: the image size does not fit the levels, or the batch holds one image.
         """
         anatomy_BHWK = self.anatomy(image_BHWC, gumbel_1_BHWK, train=True)
         segmentation_BHWS = self.segment(anatomy_BHWK, train=True)

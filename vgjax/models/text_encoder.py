@@ -7,7 +7,8 @@ language model has to beat. `PooledBert` runs a (clinical) BERT or DistilBERT. `
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -18,6 +19,7 @@ from tokenizers import Tokenizer
 from vgjax.config import ConfigError
 from vgjax.models import bert
 
+WORD = re.compile(r"(?u)\b\w+\b")
 MIN_TOKENS = 3  # [CLS], one piece, [SEP]
 SMALLEST_BUCKET = 32  # tokens of the shortest padded sequence
 BATCH_SIZE = 16  # rows of every batch, filled up with padding
@@ -34,6 +36,10 @@ class TextEncoder(Protocol):
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray: ...
 
+    def sequences(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """A vector a token, (n, width) float32 with n of each text's own."""
+        ...
+
 
 class Hashing:
     """Words and pairs of neighbouring words, hashed into `width` signed counts (Weinberger et al. 2009).
@@ -43,18 +49,20 @@ class Hashing:
     """
 
     def __init__(self, width: int):
-        if width < 1:
-            raise ConfigError(f"config key 'text_encoder.width' is {width}: it must be at least 1")
         self.width = width
         # Single letters and digits are words too ("grade 3"), which scikit-learn's own pattern would drop.
         self._vectorizer = HashingVectorizer(
-            n_features=width, ngram_range=(1, 2), lowercase=True, norm="l2", token_pattern=r"(?u)\b\w+\b"
+            n_features=width, ngram_range=(1, 2), lowercase=True, norm="l2", token_pattern=WORD.pattern
         )
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
         if not texts:
             return np.zeros((0, self.width), np.float32)
         return (self._vectorizer.transform(texts).toarray() * math.sqrt(self.width)).astype(np.float32)
+
+    def sequences(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Each word by itself, as `__call__` would have it."""
+        return [self(WORD.findall(text)) for text in texts]
 
 
 class PooledBert:
@@ -82,15 +90,32 @@ class PooledBert:
         self._tokenizer.enable_truncation(self._limit)
         self._tokenizer.no_padding()
         self._variables = jax.device_put(variables)
-        self._encode = jax.jit(
-            lambda variables, ids_BL, mask_BL: bert.mean_pool(module.apply(variables, ids_BL, mask_BL), mask_BL)
-        )
+        self._states = jax.jit(module.apply)
+        self._pooled = jax.jit(lambda variables, ids, mask: bert.mean_pool(module.apply(variables, ids, mask), mask))
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        out_BD = np.zeros((len(texts), self.width), np.float32)
+        for rows, _, pooled_BD in self._batches(texts, self._pooled):
+            out_BD[rows] = pooled_BD[: len(rows)]
+        return out_BD
+
+    def sequences(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Last hidden states of each text's own tokens, [CLS] and [SEP] among them."""
+        found = [np.zeros((0, self.width), np.float32)] * len(texts)
+        for rows, lengths, states_BLD in self._batches(texts, self._states):
+            for row, length, states_LD in zip(rows, lengths, states_BLD, strict=False):
+                found[row] = states_LD[:length]
+        return found
+
+    def _batches(
+        self, texts: Sequence[str], encode: Callable[..., jax.Array]
+    ) -> Iterator[tuple[list[int], list[int], np.ndarray]]:
+        """Numbers of texts, their lengths in tokens, and what `encode` makes of them (rows beyond are padding).
+
+        A text is padded to its own bucket, not to its longest neighbour: few shapes to compile, and the same result
+        whatever it is batched with.
+        """
         pieces = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
-        out_BD = np.zeros((len(pieces), self.width), np.float32)
-        # A text is padded to its own bucket, not to its longest neighbour: few shapes to compile, and the same result
-        # whatever it is batched with.
         buckets = [self._bucket(len(ids)) for ids in pieces]
         for bucket in sorted(set(buckets)):
             rows = [row for row, own in enumerate(buckets) if own == bucket]
@@ -101,8 +126,7 @@ class PooledBert:
                 for place, row in enumerate(chunk):
                     ids_BL[place, : len(pieces[row])] = pieces[row]
                     mask_BL[place, : len(pieces[row])] = True
-                out_BD[chunk] = np.asarray(self._encode(self._variables, ids_BL, mask_BL))[: len(chunk)]
-        return out_BD
+                yield chunk, [len(pieces[row]) for row in chunk], np.asarray(encode(self._variables, ids_BL, mask_BL))
 
     def _bucket(self, length: int) -> int:
         """The next power of two, no less than `SMALLEST_BUCKET` and no more than the limit."""

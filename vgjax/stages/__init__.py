@@ -8,10 +8,38 @@ from vgjax.stages.base import StageSpec
 
 def plan(config: Config) -> tuple[StageSpec, ...]:
     """The stages of a config in order: the denoiser and whatever its condition needs."""
+    condition = conditions.of(config)
     specs = {
-        "prior": StageSpec("prior", prior.PriorStage, prior.load_pretrained, ()),
-        "disentangler": StageSpec("disentangler", disentangler.Alignment, disentangler.load_pretrained, ("prior",)),
-        "denoiser": StageSpec("denoiser", denoiser.Denoising, denoiser.check, conditions.of(config).needs),
+        "prior": StageSpec(
+            "prior",
+            make=prior.PriorStage,
+            check=prior.load_pretrained,
+            needs=(),
+            columns=("pictures",),
+            keys=("seed", "prior.*", "data.image_size", "data.intensity"),
+            files=lambda c: [c.prior.weights, c.prior.vgg_path],
+        ),
+        "disentangler": StageSpec(
+            "disentangler",
+            make=disentangler.Alignment,
+            check=disentangler.load_pretrained,
+            needs=("prior",),
+            columns=("text", "factors"),
+            keys=("seed", "disentangler.*", "prior.*", "-prior.train.*", "text_encoder.*"),
+            files=lambda c: [c.disentangler.weights],
+        ),
+        "denoiser": StageSpec(
+            "denoiser",
+            make=denoiser.Denoising,
+            check=denoiser.check,
+            needs=condition.needs,
+            columns=denoiser.columns(config),
+            keys=(
+                *("seed", "denoiser.*", "autoencoder.*", "diffusion.*", "data.image_size", "data.intensity"),
+                *condition.keys,
+            ),
+            files=lambda c: [c.denoiser.weights, c.denoiser.hffm_weights, c.denoiser.lora.weights],
+        ),
     }
     ordered: dict[str, StageSpec] = {}
 

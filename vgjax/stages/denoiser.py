@@ -11,33 +11,32 @@ import numpy as np
 
 from vgjax import build, conditions, pipeline, weights
 from vgjax.config import Config, ConfigError
-from vgjax.context import Run
+from vgjax.context import Context
 from vgjax.data import records
 from vgjax.features import latents
 from vgjax.models import lora
 from vgjax.models.autoencoder import PixelAutoencoder
-from vgjax.stages.base import Terms
+from vgjax.stages.base import Batch, Stage, Terms
 from vgjax.types import Inputs, Keep, Tokens
 from vgjax.weights import adapters
 
 
-class Denoising:
-    """The stage on a run's pictures (or latents) and the columns of its condition."""
+class Denoising(Stage):
+    """The stage on pictures or latents, and the columns of its condition."""
 
     name = "denoiser"
 
-    def __init__(self, run: Run):
-        self._run, self._config = run, run.config
-        self.condition = conditions.of(run.config)
-        self.training, self.weights = run.config.denoiser.train, {"denoise": 1.0}
-        self._dit, self._adapter = build.dit(run.config), build.adapter(run.config)
-        self._process = build.process(run.config)
+    def __init__(self, context: Context):
+        self._context, self._config = context, context.config
+        self.condition = conditions.of(context.config)
+        self.training, self.weights = context.config.denoiser.train, {"denoise": 1.0}
+        self._dit, self._adapter = build.dit(context.config), build.adapter(context.config)
+        self._process = build.process(context.config)
 
     @functools.cached_property
     def frozen(self) -> dict[str, Any]:
         """What training does not move: exports of earlier stages, the condition's basis, an adapted transformer."""
-        found = {stage: self._run.variables(stage) for stage in self.condition.needs}
-        found["basis"] = self.condition.fit(found, self._run.rows)
+        found = condition_frozen(self._context, self.condition)
         return found | ({"dit": load_transformer(self._config)} if self._adapter else {})
 
     def dit_model(self, params: Any, frozen: Any) -> build.Model:
@@ -54,13 +53,13 @@ class Denoising:
         """Parameters of the condition and of the transformer or its adapter."""
         keys = jax.random.split(key)
         condition, tokens = self.condition.init(keys[0], frozen)
-        params = {"hffm": condition}
+        params = {"condition": condition}
         if self._adapter:
             return {**params, "lora": lora.init(keys[1], frozen["dit"], self._adapter, adapters.torch_module)}
         x = jnp.zeros((len(tokens.tokens_BND), *build.latent_shape(self._config)))
         return {**params, "dit": self._dit.init(keys[1], x, jnp.zeros(len(x)), tokens)["params"]}
 
-    def latents(self, batch: dict[str, jax.Array], key: jax.Array | None) -> jax.Array:
+    def latents(self, batch: Batch, key: jax.Array | None) -> jax.Array:
         """What the autoencoder makes of the pictures, (B, h, w, c); with a key, of either view of each at random."""
         if "latents" in batch:
             views_BVhwc = batch["latents"].astype(jnp.float32)
@@ -71,7 +70,7 @@ class Denoising:
         mirrored_B = jax.random.bernoulli(jax.random.fold_in(key, 5), 0.5, (len(views_BVhwc),))
         return jnp.where(mirrored_B[:, None, None, None], views_BVhwc[:, 1], views_BVhwc[:, 0])
 
-    def errors(self, params: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array, train: bool) -> jax.Array:
+    def errors(self, params: Any, frozen: Any, batch: Batch, key: jax.Array, train: bool) -> jax.Array:
         """Squared error of the network's output at random times, (B,); in training, channels are dropped at random."""
         c, channels = self._config.denoiser, self.condition.channels
         *drop_keys, noise_key, time_key, epsilon_key = jax.random.split(key, len(channels) + 3)
@@ -80,49 +79,55 @@ class Denoising:
         keep = dict.fromkeys(channels, jnp.ones(len(x_0), bool))
         if train:
             rates = zip(channels, drop_keys, strict=True)
-            keep = {name: ~jax.random.bernoulli(k, c.condition_dropout, (len(x_0),)) for name, k in rates}
-        tokens = self.condition.tokens(params["hffm"], frozen, inputs, keep)
+            keep = {name: ~jax.random.bernoulli(k, c.dropout[name], (len(x_0),)) for name, k in rates}
+        tokens = self.condition.tokens(params["condition"], frozen, inputs, keep)
         return pipeline.diffusion_errors(
             self.dit_model(params, frozen), self._process, x_0, tokens, time_key, epsilon_key
         )
 
-    def loss(self, params: Any, model_state: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array):
+    def loss(self, params: Any, model_state: Any, frozen: Any, batch: Batch, key: jax.Array):
         return {"denoise": self.errors(params, frozen, batch, key, train=True)}, {}
 
-    def validate(self, params: Any, model_state: Any, frozen: Any, batch: dict[str, jax.Array]) -> Terms:
-        return {"score": self.errors(params, frozen, batch, jax.random.key(0), train=False)}
+    def validate(self, params: Any, model_state: Any, frozen: Any, batch: Batch, key: jax.Array) -> Terms:
+        return {"score": self.errors(params, frozen, batch, key, train=False)}
 
     def source(self, split: str) -> records.Rows:
-        kind = "images" if self._config.autoencoder.kind == "pixel" else "latents"
-        return self._run.rows([kind, *self.condition.columns], split)
+        return self._context.rows(columns(self._config), split)
 
     def example(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
         picture = {"latents": row["latents"]} if "latents" in row else {"image": records.from_png(row["image"])}
         return {**picture, **self.condition.example(row)}
-
-    def finish(self, params: Any, model_state: Any) -> Any:
-        return {"params": params, "basis": self.frozen["basis"]}
 
     def pretrained(self) -> tuple[Any, Any] | None:
         found = load_pretrained(self._config, self.frozen.get("dit"))
         return (found, {}) if found else None
 
 
+def columns(config: Config) -> tuple[str, ...]:
+    """What a training row is joined from: pictures or latents, and the condition's columns."""
+    picture = "pictures" if config.autoencoder.kind == "pixel" else "latents"
+    return tuple(dict.fromkeys((picture, *conditions.of(config).columns)))
+
+
+def condition_frozen(context: Context, condition: conditions.Condition) -> dict[str, Any]:
+    """What a condition reads besides its parameters: exports of earlier stages and its basis."""
+    found = {stage: context.variables(stage) for stage in condition.needs}
+    return found | {"basis": context.variables("condition")}
+
+
 class Trained:
     """A trained denoiser, its adapter merged: what draws."""
 
-    def __init__(self, run: Run):
-        variables = run.variables("denoiser")
-        params = variables["params"]
-        self.condition = conditions.of(run.config)
-        exports = {stage: run.variables(stage) for stage in self.condition.needs}
-        if adapter := build.adapter(run.config):
-            params["dit"] = lora.merge(load_transformer(run.config), params["lora"], adapter.scale)
-        self.dit = build.dit(run.config)
+    def __init__(self, context: Context):
+        config, params = context.config, context.variables("denoiser")["params"]
+        self.condition = conditions.of(config)
+        if adapter := build.adapter(config):
+            params["dit"] = lora.merge(load_transformer(config), params["lora"], adapter.scale)
+        self.dit = build.dit(config)
         # One tree, so that compiled functions take it as an argument.
         self.variables = {
-            "condition": params["hffm"],
-            "frozen": {**exports, "basis": variables.get("basis", {})},
+            "condition": params["condition"],
+            "frozen": condition_frozen(context, self.condition),
             "dit": {"params": params["dit"]},
         }
 
@@ -196,7 +201,7 @@ def load_pretrained(config: Config, transformer: Any) -> dict[str, Any] | None:
             f"config key 'denoiser.lora.weights' names '{c.lora.weights}', which adapts other layers or has another"
             " rank than denoiser.lora.targets and denoiser.lora.rank say: take both from its adapter_config.json"
         )
-    return {"hffm": condition, "lora": found}
+    return {"condition": condition, "lora": found}
 
 
 def check(config: Config) -> None:

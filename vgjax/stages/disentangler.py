@@ -10,48 +10,44 @@ import numpy as np
 
 from vgjax import build, losses, weights
 from vgjax.config import Config
-from vgjax.context import Run
+from vgjax.context import Context
 from vgjax.data.records import Rows
-from vgjax.stages.base import Terms
+from vgjax.stages.base import Batch, Stage, Terms
 
 
-class Alignment:
-    """The stage on a run's text embeddings and factors."""
+class Alignment(Stage):
+    """The stage on text embeddings and factors."""
 
     name = "disentangler"
-    frozen = None
 
-    def __init__(self, run: Run):
-        self._run, self._config = run, run.config
-        self._module = build.disentangler(run.config)
-        self.training = run.config.disentangler.train
-        rebuild = run.config.disentangler.weight_reconstruction
+    def __init__(self, context: Context):
+        self._context, self._config = context, context.config
+        self._module = build.disentangler(context.config)
+        self.training = context.config.disentangler.train
+        rebuild = context.config.disentangler.weight_reconstruction
         self.weights = {"anatomy": 1.0, "modality": 1.0, "rebuild": rebuild}
 
     def init(self, key: jax.Array) -> tuple[Any, Any]:
         variables = self._module.init(key, jnp.zeros((2, self._config.text_encoder.width)), train=False)
         return variables["params"], {}
 
-    def loss(self, params: Any, model_state: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array):
+    def loss(self, params: Any, model_state: Any, frozen: Any, batch: Batch, key: jax.Array):
         return self._terms(params, batch, train=True, rngs={"dropout": key}), {}
 
-    def validate(self, params: Any, model_state: Any, frozen: Any, batch: dict[str, jax.Array]) -> Terms:
+    def validate(self, params: Any, model_state: Any, frozen: Any, batch: Batch, key: jax.Array) -> Terms:
         values = self._terms(params, batch, train=False)
         return {"score": values["anatomy"] + values["modality"], **values}
 
-    def _terms(self, params: Any, batch: dict[str, jax.Array], **how: Any) -> Terms:
+    def _terms(self, params: Any, batch: Batch, **how: Any) -> Terms:
         outputs = build.Model(self._module, {"params": params})(batch["embedding"], **how)
         targets = (batch["anatomy"], batch["modality"])
         return losses.text_terms(outputs, targets, batch["embedding"], self._config.disentangler.alignment)
 
     def source(self, split: str) -> Rows:
-        return self._run.rows(["text", "factors"], split)
+        return self._context.rows(["text", "factors"], split)
 
     def example(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
         return {name: row[name].astype(np.float32) for name in ("embedding", "anatomy", "modality")}
-
-    def finish(self, params: Any, model_state: Any) -> Any:
-        return {"params": params}
 
     def pretrained(self) -> tuple[Any, Any] | None:
         found = load_pretrained(self._config)

@@ -10,36 +10,22 @@ import numpy as np
 
 from vgjax import build, losses, pipeline
 from vgjax.config import Config, ConfigError
-from vgjax.context import Run
+from vgjax.context import Context
 from vgjax.data import records
-from vgjax.data.stream import ordered_batches
 from vgjax.models import vgg
-from vgjax.stages.base import Terms
-from vgjax.types import Factors
+from vgjax.stages.base import Batch, Stage, Terms
 from vgjax.weights import WeightsError, from_torch, into, load
 
-EXTRACT_BATCH = 64
 
-
-def picture_size(config: Config) -> int:
-    """Pixels a side at which stage 1 looks at pictures."""
-    return config.prior.image_size or config.data.image_size
-
-
-def picture_input(image_BHWC: jax.Array, config: Config) -> jax.Array:
-    """uint8 pictures -> what stage 1 sees: its size, [-1, 1]."""
-    return pipeline.resized(pipeline.to_unit_range(image_BHWC, config.data.intensity), picture_size(config))
-
-
-class PriorStage:
+class PriorStage(Stage):
     """The stage on a run's pictures and masks."""
 
     name = "prior"
 
-    def __init__(self, run: Run):
-        self._run, self._config = run, run.config
-        self._module = build.prior(run.config)
-        c = run.config.prior
+    def __init__(self, context: Context):
+        self._context, self._config = context, context.config
+        self._module, self._size = build.prior(context.config), build.prior_size(context.config)
+        c = context.config.prior
         self.training = c.train
         self.frozen = load_features(c.vgg_path) if c.weight_perceptual else None
         self.weights = {
@@ -53,16 +39,17 @@ class PriorStage:
         }
 
     def init(self, key: jax.Array) -> tuple[Any, Any]:
-        size = picture_size(self._config)
-        variables = self._module.init(key, jnp.zeros((2, size, size, 3)))
+        variables = self._module.init(key, jnp.zeros((2, self._size, self._size, 3)))
         return variables.pop("params"), variables
 
-    def _lesion(self, mask_BHW: jax.Array) -> jax.Array:
-        return pipeline.resized_mask(mask_BHW, picture_size(self._config))
+    def _sees(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Pictures in [-1, 1] and lesion masks at stage 1's size."""
+        image = pipeline.prior_input(batch["image"], self._size, self._config.data.intensity)
+        return image, pipeline.resized_mask(batch["mask"], self._size)
 
-    def loss(self, params: Any, model_state: Any, frozen: Any, batch: dict[str, jax.Array], key: jax.Array):
+    def loss(self, params: Any, model_state: Any, frozen: Any, batch: Batch, key: jax.Array):
         c = self._config.prior
-        image, lesion = picture_input(batch["image"], self._config), self._lesion(batch["mask"])
+        image, lesion = self._sees(batch)
         if c.flip:
             image, lesion = mirror(jax.random.fold_in(key, 1), image, lesion)
         variables = {"params": params, **model_state}
@@ -71,38 +58,18 @@ class PriorStage:
             terms["perceptual"] = vgg.perceptual(frozen, output.reconstruction_BHWC, image)
         return terms, model_state
 
-    def validate(self, params: Any, model_state: Any, frozen: Any, batch: dict[str, jax.Array]) -> Terms:
-        image = picture_input(batch["image"], self._config)
+    def validate(self, params: Any, model_state: Any, frozen: Any, batch: Batch, key: jax.Array) -> Terms:
+        image, lesion = self._sees(batch)
         output = build.Model(self._module, {"params": params, **model_state})(image)
-        dice = losses.dice_score(output.segmentation_BHWS[..., 1] > 0.5, self._lesion(batch["mask"]) > 0)
+        dice = losses.dice_score(output.segmentation_BHWS[..., 1] > 0.5, lesion > 0)
         return {"score": 1.0 - dice, "dice": dice, "reconstruction": losses.l1(output.reconstruction_BHWC, image)}
 
     def source(self, split: str) -> records.Rows:
-        return self._run.rows(["images"], split)
+        return self._context.rows(["pictures"], split)
 
     def example(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
         """PNG bytes -> image (H, W, 3) and mask (H, W), uint8."""
         return {name: records.from_png(row[name]) for name in ("image", "mask")}
-
-    def finish(self, params: Any, model_state: Any) -> Any:
-        """Factors of every picture -> records; their mean and scale over the training split join the variables."""
-        config, variables = self._config, {"params": params, **model_state}
-        prior = build.Model(self._module, variables)
-        extract = jax.jit(lambda image: pipeline.raw_factors(pipeline.encode(prior, image), config.prior.grid))
-        raw: dict[str, list[Any]] = {}
-        for split in ("train", "validation"):
-            raw[split] = []
-            for batch, valid in ordered_batches(self.source(split), self.example, EXTRACT_BATCH):
-                factors = extract(picture_input(jnp.asarray(batch["image"]), config))
-                raw[split] += list(
-                    zip(*(np.asarray(a)[:valid] for a in (factors.anatomy_BggK, factors.modality_BZ)), strict=True)
-                )
-        stats = pipeline.factor_statistics(*(np.stack(column) for column in zip(*raw["train"], strict=True)))
-        if not config.prior.standardise:
-            stats = {name: value * 0 + 1 if name.endswith("scale") else value * 0 for name, value in stats.items()}
-        for split, rows in raw.items():
-            records.write(self._run.records("factors", split), (_record(a, m, stats) for a, m in rows))
-        return {**variables, "factor_stats": stats}
 
     def pretrained(self) -> tuple[Any, Any] | None:
         return load_pretrained(self._config)
@@ -116,7 +83,7 @@ def load_pretrained(config: Config) -> tuple[Any, Any] | None:
     """
     if not config.prior.weights:
         return None
-    size = picture_size(config)
+    size = build.prior_size(config)
     inputs = (jnp.zeros((1, size, size, 3)),)
     variables = into(build.prior(config), inputs, "sdnet", config.prior.weights, "prior.weights")
     return variables.pop("params"), variables
@@ -145,8 +112,3 @@ def mirror(key: jax.Array, *pictures: jax.Array) -> tuple[jax.Array, ...]:
         turned_B = jax.random.bernoulli(k, 0.5, (len(pictures[0]),))
         pictures = tuple(jax.vmap(jnp.where)(turned_B, jnp.flip(x, axis), x) for x in pictures)
     return pictures
-
-
-def _record(anatomy: np.ndarray, modality: np.ndarray, stats: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    factors = pipeline.standardise(Factors(anatomy_BggK=anatomy[None], modality_BZ=modality[None]), stats)
-    return {"anatomy": factors.anatomy_BggK[0], "modality": factors.modality_BZ[0]}

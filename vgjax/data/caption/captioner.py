@@ -15,6 +15,7 @@ import argparse
 import functools
 import importlib.util
 import io
+import itertools
 import json
 import logging
 import os
@@ -38,13 +39,7 @@ LABEL = "{label}"
 
 
 class Picture(NamedTuple):
-    """A picture to caption.
-
-    Attributes:
-      id: as in the source.
-      load: opens the picture; may raise.
-      label: class name, "" for none.
-    """
+    """A picture to caption; `load` opens it and may raise, `label` is its class name or ""."""
 
     id: str
     load: Callable[[], Image.Image]
@@ -52,13 +47,7 @@ class Picture(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """What a run did.
-
-    Attributes:
-      written: how many captions were added.
-      done: how many pictures had theirs before.
-      failed: (id, reason) of each picture that got none.
-    """
+    """How many captions were written, how many were done before, (id, reason) of each picture that got none."""
 
     written: int
     done: int
@@ -78,93 +67,85 @@ def run(
     """Captions whatever has no caption in `output` yet, and appends to it batch by batch.
 
     Args:
-      pictures: with unique ids.
-      generate: transformers' pipeline, or a stand-in for it.
+      pictures: with unique ids; so many are given to the model at once as `batch` says.
+      generate: transformers' pipeline, or a stand-in for it; `model` is its name, for the record.
       output: file of JSON lines; may hold captions of the same model and prompt.
-      model: its name, for the record.
       prompt: what the model is asked; `LABEL` in it is replaced by the class name.
-      batch: pictures given to the model at once.
       attempts: how often a picture is tried before it counts as failed.
-      max_new_tokens: limit of a caption's length.
 
     Raises:
       ConfigError: `output` holds captions by another model or prompt, or something else.
     """
     path = pathlib.Path(output)
     done = _resume(path, model, prompt)
+    ask = functools.partial(_ask, generate, prompt, max_new_tokens)
     written = before = 0
-    failed: list[tuple[str, str]] = []
-    waiting: list[Picture] = []
+    failed: dict[str, str] = {}
 
-    def flush() -> None:
-        nonlocal written
-        found = _caption(waiting, generate, prompt, attempts, max_new_tokens, failed)
-        _append(path, [{"id": i, "caption": text, "model": model, "prompt": prompt} for i, text in found])
-        written += len(found)
-        waiting.clear()
+    def missing() -> Iterator[Picture]:
+        nonlocal before
+        for picture in tqdm(pictures, desc="captioning", unit="image", mininterval=1.0):
+            if picture.id in done:
+                before += 1
+            else:
+                yield picture
 
-    for picture in tqdm(pictures, desc="captioning", unit="image", mininterval=1.0):
-        if picture.id in done:
-            before += 1
-            continue
-        waiting.append(picture)
-        if len(waiting) == batch:
-            flush()
-    flush()
+    left = missing()
+    while chunk := list(itertools.islice(left, batch)):
+        texts, reasons = _caption(chunk, ask, attempts)
+        _append(path, [{"id": i, "caption": text, "model": model, "prompt": prompt} for i, text in texts.items()])
+        written += len(texts)
+        failed |= reasons
     if failed:
-        logging.warning("%d pictures got no caption, the first: %s: %s", len(failed), *failed[0])
-    return Outcome(written, before, tuple(failed))
+        logging.warning("%d pictures got no caption, the first: %s: %s", len(failed), *next(iter(failed.items())))
+    return Outcome(written, before, tuple(failed.items()))
 
 
 def _caption(
-    pictures: Sequence[Picture],
-    generate: Callable[..., Any],
-    prompt: str,
-    attempts: int,
-    max_new_tokens: int,
-    failed: list[tuple[str, str]],
-) -> list[tuple[str, str]]:
-    """Id and caption of each picture that got one, in order; the others go to `failed`."""
-    loaded: list[tuple[Picture, Image.Image]] = []
+    pictures: Sequence[Picture], ask: Callable[[Sequence[Picture], list[Image.Image]], list[str]], attempts: int
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Captions by id, and for those without one the reason; both in the order given."""
+    images: dict[Picture, Image.Image] = {}
+    texts: dict[str, str] = {}
+    reasons = {picture.id: "the model said nothing" for picture in pictures}
     for picture in pictures:
         try:
-            loaded.append((picture, picture.load().convert("RGB")))
+            images[picture] = picture.load().convert("RGB")
         except Exception as error:  # whatever a damaged file makes a decoder raise; the next run may find it mended
-            failed.append((picture.id, f"cannot be read: {error}"))
+            reasons[picture.id] = f"cannot be read: {error}"
     # All at once first. Whoever fails is tried alone, so that one picture does not cost the others their captions.
-    texts: dict[str, str] = {}
-    reasons: dict[str, str] = {}
     for attempt in range(attempts):
-        left = [pair for pair in loaded if pair[0].id not in texts]
-        for part in [left] if attempt == 0 else [[pair] for pair in left]:
-            if not part:
-                continue
+        left = [picture for picture in images if picture.id not in texts]
+        for part in [left] if left and attempt == 0 else [[picture] for picture in left]:
             try:
-                answers = _ask(part, generate, prompt, max_new_tokens)
+                answers = ask(part, [images[picture] for picture in part])
             except Exception as error:  # a model may raise anything; memory may be free next time
-                reasons.update({picture.id: f"{type(error).__name__}: {error}" for picture, _ in part})
+                reasons |= {picture.id: f"{type(error).__name__}: {error}" for picture in part}
                 continue
-            texts.update({picture.id: text for (picture, _), text in zip(part, answers, strict=True) if text})
-    failed += [(p.id, reasons.get(p.id, "the model said nothing")) for p, _ in loaded if p.id not in texts]
-    return [(picture.id, texts[picture.id]) for picture, _ in loaded if picture.id in texts]
+            texts |= {picture.id: text for picture, text in zip(part, answers, strict=True) if text}
+    return {i: texts[i] for i in reasons if i in texts}, {i: why for i, why in reasons.items() if i not in texts}
 
 
 def _ask(
-    pairs: Sequence[tuple[Picture, Image.Image]], generate: Callable[..., Any], prompt: str, max_new_tokens: int
+    generate: Callable[..., Any],
+    prompt: str,
+    max_new_tokens: int,
+    pictures: Sequence[Picture],
+    images: list[Image.Image],
 ) -> list[str]:
     """The model's answers, each in one line; "" where it gave none."""
-    prompts = [prompt.replace(LABEL, picture.label or "unknown") for picture, _ in pairs]
-    options = {"max_new_tokens": max_new_tokens, "return_full_text": False, "batch_size": len(pairs)}
+    prompts = [prompt.replace(LABEL, picture.label or "unknown") for picture in pictures]
+    options = {"max_new_tokens": max_new_tokens, "return_full_text": False, "batch_size": len(images)}
     if getattr(getattr(generate, "processor", None), "chat_template", None):
         chats = [
             [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}]
-            for (_, image), text in zip(pairs, prompts, strict=True)
+            for image, text in zip(images, prompts, strict=True)
         ]
         answers = generate(text=chats, **options)
     else:  # plain captioning models continue the prompt
-        answers = generate(images=[image for _, image in pairs], text=prompts, **options)
-    if len(answers) != len(pairs):
-        raise ValueError(f"the model gave {len(answers)} answers to {len(pairs)} pictures")
+        answers = generate(images=images, text=prompts, **options)
+    if len(answers) != len(images):
+        raise ValueError(f"the model gave {len(answers)} answers to {len(images)} pictures")
     # Of one input the pipeline returns either a result or a list of results.
     firsts = (answer[0] if isinstance(answer, list) else answer for answer in answers)
     return [" ".join(str(first["generated_text"]).split()) for first in firsts]
@@ -210,12 +191,9 @@ def of_source(name: str, root: str) -> list[Picture]:
     sources = {key: source for key, source in SOURCES.items() if isinstance(source, FileSource)}
     if name not in sources:
         raise ConfigError(f"--source is '{name}': choose one of {', '.join(sorted(sources))}")
+    load = lambda path: Image.fromarray(read_image(path, root).pixels)
     entries = sources[name].index(root).entries
-    return [Picture(entry.id, functools.partial(_open, entry.image, root), entry.label) for entry in entries]
-
-
-def _open(path: pathlib.Path, root: str) -> Image.Image:
-    return Image.fromarray(read_image(path, root).pixels)
+    return [Picture(entry.id, functools.partial(load, entry.image), entry.label) for entry in entries]
 
 
 def of_records(name: str, folder: str) -> Iterator[Picture]:
@@ -270,19 +248,11 @@ def main(arguments: Sequence[str] | None = None, load: Callable[..., Any] = load
     parser.add_argument("--max_new_tokens", type=int, default=96)
     given = parser.parse_args(arguments)
     try:
-        if min(given.batch, given.attempts, given.max_new_tokens) < 1:
+        limits = given.batch, given.attempts, given.max_new_tokens
+        if min(limits) < 1:
             raise ConfigError("--batch, --attempts and --max_new_tokens must be at least 1")
         pictures = of_records(given.source, given.records) if given.records else of_source(given.source, given.root)
-        outcome = run(
-            pictures,
-            load(given.model),
-            given.output,
-            given.model,
-            given.prompt,
-            given.batch,
-            given.attempts,
-            given.max_new_tokens,
-        )
+        outcome = run(pictures, load(given.model), given.output, given.model, given.prompt, *limits)
     except ConfigError as error:
         print(error, file=sys.stderr)
         return 2

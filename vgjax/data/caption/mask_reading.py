@@ -20,6 +20,7 @@ def mask_reader(vocabulary: Vocabulary, thresholds: Thresholds) -> Reader:
 
     return Reader(
         channels={factor: "anatomy" for factor in ALWAYS_NAMED if factor in vocabulary.anatomy},
+        described=dict.fromkeys(vocabulary.anatomy, "anatomy") | dict.fromkeys(vocabulary.modality, "modality"),
         read=read,
         chance=majority,
         describe=functools.partial(describe, vocabulary=vocabulary),

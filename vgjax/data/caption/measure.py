@@ -8,8 +8,9 @@ over for it.
 
 from __future__ import annotations
 
+import bisect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,12 +19,10 @@ from scipy.ndimage import distance_transform_edt
 from skimage.measure import label as connected
 from skimage.measure import regionprops
 
-from vgjax.config import ConfigError
 from vgjax.data.caption.words import POLYP, POSITIONS, SHAPES, Vocabulary, article
 from vgjax.data.entries import Thresholds
 
 ALWAYS_NAMED = ("position", "size")
-MODES = ("own", "measured", "both")
 
 MEASURED_SIDE = 128  # pixels; finer detail changes no level and costs time
 MIN_AREA_FRACTION = 0.001  # less than this is specks, not a lesion
@@ -79,22 +78,18 @@ def _square(array: np.ndarray) -> np.ndarray:
 
 
 def _lesion(mask_HW: np.ndarray, vocabulary: Vocabulary):
-    """skimage's region properties of what a mask (non-zero inside) outlines and the side of the square, or None.
+    """skimage's region properties of what a mask (non-zero inside) outlines, and the side of its square; or None.
 
     Where the lesion is one thing, that is the largest connected part.
     """
     square = _square((np.asarray(mask_HW) > 0).astype(np.uint8) * 255) > 127
     regions = regionprops(connected(square) if vocabulary.single else square.astype(np.uint8))
     largest = max(regions, key=lambda region: region.area, default=None)
-    return None if largest is None or largest.area < MIN_AREA_FRACTION * square.size else (largest, square.shape[0])
+    return None if largest is None or largest.area < MIN_AREA_FRACTION * square.size else (largest, len(square))
 
 
 def position_and_size(mask_HW: np.ndarray, vocabulary: Vocabulary = POLYP) -> dict[str, float] | None:
-    """Where the lesion of a mask lies and how large it is.
-
-    Args:
-      mask_HW: (H, W), non-zero inside the lesion.
-      vocabulary: says whether the lesion is the largest connected part or all of the mask.
+    """Where the lesion of a mask (non-zero inside) lies and how large it is.
 
     Returns:
       `centre_x`, `centre_y` in 0..1 from the upper left corner, and `area_fraction` of the picture; None
@@ -114,10 +109,7 @@ def _geometry(region, side: int) -> dict[str, float]:
 
 
 def picture_style(image_HWC: np.ndarray) -> dict[str, float]:
-    """Colour and light of a whole picture, the black frame left out.
-
-    Args:
-      image_HWC: (H, W, 3) uint8.
+    """Colour and light of a whole picture (H, W, 3) uint8, the black frame left out.
 
     Returns:
       `warmth`, 1 - blue/red of the mean colour (0 grey, 1 without any blue: pink mucosa is low, orange high);
@@ -125,14 +117,13 @@ def picture_style(image_HWC: np.ndarray) -> dict[str, float]:
     """
     pixels = _square(image_HWC).reshape(-1, 3).astype(np.float64)
     grey = pixels.mean(axis=1)
-    inside = grey > FIELD_GREY
-    if not inside.any():  # an all-black picture has no field to leave a frame around
-        inside = np.ones_like(inside)
-    red, _, blue = pixels[inside].mean(axis=0)
+    if (inside := grey > FIELD_GREY).any():  # an all-black picture has no field to leave a frame around
+        pixels, grey = pixels[inside], grey[inside]
+    red, _, blue = pixels.mean(axis=0)
     return {
         "warmth": float(1 - blue / max(red, 1.0)),
-        "brightness": float(grey[inside].mean() / 255),
-        "contrast": float(grey[inside].std() / 255),
+        "brightness": float(grey.mean() / 255),
+        "contrast": float(grey.std() / 255),
     }
 
 
@@ -153,10 +144,11 @@ def measure_attributes(image_HWC: np.ndarray, mask_HW: np.ndarray, vocabulary: V
       ValueError: the mask is (nearly) empty and the vocabulary has no words for that.
     """
     lesion = _lesion(mask_HW, vocabulary)
-    if lesion is None:
-        if vocabulary.empty:
-            return picture_style(image_HWC)
+    if lesion is None and not vocabulary.empty:
         raise ValueError(f"the mask covers less than {MIN_AREA_FRACTION:.1%} of the picture")
+    style = picture_style(image_HWC)
+    if lesion is None:
+        return style
     region, side = lesion
     outline = {
         "solidity": float(region.solidity),
@@ -165,7 +157,7 @@ def measure_attributes(image_HWC: np.ndarray, mask_HW: np.ndarray, vocabulary: V
         "border": float(region.perimeter**2 / (4 * np.pi * region.area * region.solidity)),
         "lesion_contrast": _lesion_contrast(image_HWC, region, side),
     }
-    return _geometry(region, side) | outline | picture_style(image_HWC)
+    return _geometry(region, side) | outline | style
 
 
 def _lesion_contrast(image_HWC: np.ndarray, region, side: int) -> float:
@@ -191,33 +183,22 @@ def fit_thresholds(
     if not attributes:
         raise ValueError("no training picture to fit the caption thresholds to")
     thresholds = {}
-    for name in (name for factor in _factors(vocabulary) for name in ATTRIBUTES[factor]):
-        values = [one[name] for one in attributes if name in one]
-        if values:
-            thresholds[name] = tuple(float(t) for t in np.quantile(values, QUANTILES[name]))
+    for name in (name for factor in vocabulary.factors for name in ATTRIBUTES[factor]):
+        if values := [one[name] for one in attributes if name in one]:
+            thresholds[name] = tuple(np.quantile(values, QUANTILES[name]).tolist())
     return thresholds
-
-
-def _factors(vocabulary: Vocabulary) -> tuple[str, ...]:
-    return vocabulary.anatomy + vocabulary.modality
 
 
 def attribute_levels(
     attributes: Mapping[str, float], thresholds: Thresholds, vocabulary: Vocabulary = POLYP
 ) -> dict[str, str]:
-    """Factor -> level, for each factor whose attributes are given (so a mask alone gives position and size).
-
-    Args:
-      attributes: as `measure_attributes` or one of its parts returns them.
-      thresholds: as `fit_thresholds` returns them.
-      vocabulary: the factors that count, and their levels.
-    """
+    """Factor -> level, for each factor whose attributes are given (so a mask alone gives position and size)."""
     levels = {}
-    for factor in _factors(vocabulary):
+    for factor in vocabulary.factors:
         names = ATTRIBUTES[factor]
         if not all(name in attributes and name in thresholds for name in names):
             continue
-        band = [int(np.searchsorted(thresholds[name], attributes[name], side="right")) for name in names]
+        band = [bisect.bisect_right(thresholds[name], attributes[name]) for name in names]
         if factor == "position":
             levels[factor] = POSITIONS[band[1]][band[0]]
         elif factor == "shape":
@@ -231,16 +212,7 @@ def attribute_levels(
 def levels_from_mask(
     mask_HW: np.ndarray, thresholds: Thresholds, vocabulary: Vocabulary = POLYP
 ) -> dict[str, str] | None:
-    """Position and size levels of the lesion in a mask, e.g. a segmentor's of a generated picture.
-
-    Args:
-      mask_HW: (H, W), non-zero inside the lesion.
-      thresholds: as `fit_thresholds` returns them.
-      vocabulary: the factors that count.
-
-    Returns:
-      {"position": ..., "size": ...}, or None where the mask is (nearly) empty.
-    """
+    """Levels of position and size of the lesion in a mask (non-zero inside), or None where that is (nearly) empty."""
     geometry = position_and_size(mask_HW, vocabulary)
     return None if geometry is None else attribute_levels(geometry, thresholds, vocabulary)
 
@@ -254,7 +226,7 @@ def choose_named(levels: Mapping[str, str], rng: np.random.Generator, probabilit
 def describe(
     levels: Mapping[str, str],
     rng: np.random.Generator,
-    named: Sequence[str] | None = None,
+    named: Collection[str] | None = None,
     vocabulary: Vocabulary = POLYP,
 ) -> str:
     """Two sentences, one on anatomy and one on modality, in either order and in words drawn among synonyms.
@@ -263,28 +235,21 @@ def describe(
       levels: factor -> level, as `attribute_levels` returns them; without any of anatomy the mask was empty.
       rng: draws pattern, synonyms and order.
       named: the factors to name; all of `levels` by default. Where none of modality is named its sentence is left out.
-      vocabulary: the words and patterns.
     """
-    named = tuple(levels) if named is None else tuple(named)
+    named = levels if named is None else named
     words = {name: str(rng.choice(vocabulary.words[name][levels[name]])) for name in named}
     if vocabulary.empty and not any(name in levels for name in vocabulary.anatomy):
         clauses = [str(rng.choice(vocabulary.empty))]
     else:
         pattern = str(rng.choice(vocabulary.anatomy_patterns["position" in words]))
-        clauses = [pattern.format(lesion=_noun_phrase(words, vocabulary), **words)]
-    style = tuple(name for name in vocabulary.modality if name in words)
-    if style:
+        noun = " ".join([*(words[name] for name in ("size", "shape") if name in words), vocabulary.lesion])
+        noun = f"{article(noun) if vocabulary.single else noun} {words.get('border', '')}".rstrip()
+        clauses = [pattern.format(lesion=noun, **words)]
+    if style := tuple(name for name in vocabulary.modality if name in words):
         clauses.append(str(rng.choice(vocabulary.modality_patterns[style])).format(**words))
     if rng.random() < 0.5:
         clauses.reverse()
     return " ".join(clause[0].upper() + clause[1:] + "." for clause in clauses)
-
-
-def _noun_phrase(words: Mapping[str, str], vocabulary: Vocabulary) -> str:
-    before = [words[name] for name in ("size", "shape") if name in words]
-    noun = " ".join([*before, vocabulary.lesion])
-    behind = [words["border"]] if "border" in words else []
-    return " ".join([article(noun) if vocabulary.single else noun, *behind])
 
 
 def caption(
@@ -300,27 +265,14 @@ def caption(
 
     Args:
       entry_text: the dataset's own words, "" where there are none.
-      attributes: as `measure_attributes` returns them.
-      thresholds: as `fit_thresholds` returns them.
-      vocabulary: the words and patterns.
       mode: "own" words, which fall back to measured ones where there are none; "measured"; "both", own words first.
       rng: draws what is named of the measured factors and how.
       label: class name to be told at the end; "" keeps it out.
-
-    Raises:
-      ConfigError: the mode is none of `MODES`.
     """
-    if mode not in MODES:
-        raise ConfigError(f"config key 'data.captions' is '{mode}': choose one of {', '.join(MODES)}")
-    own = " ".join(entry_text.split())
+    own = " ".join(entry_text.split()) if mode != "measured" else ""
     levels = attribute_levels(attributes, thresholds, vocabulary)
-    named = choose_named(levels, rng)
-    parts = [own] if own and mode != "measured" else []
-    if parts and mode == "own":
-        named = ()
-    else:
-        parts.append(describe(levels, rng, named, vocabulary))
-    if label:
-        parts.append(f"Class: {label}.")
+    named = () if own and mode == "own" else choose_named(levels, rng)
+    measured = "" if own and mode == "own" else describe(levels, rng, named, vocabulary)
+    parts = [part for part in (own, measured, f"Class: {label}." if label else "") if part]
     ended = [part if part[-1] in ".!?" else part + "." for part in parts[:-1]]
     return Caption(" ".join([*ended, parts[-1]]), levels, named)

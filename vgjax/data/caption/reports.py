@@ -31,7 +31,6 @@ DESCRIBING = ("findings", "impression")
 BLOCKS = ("addendum", "wet read", "final report")  # what the headings after these belong to
 
 _KNOWN = "|".join(SPELLINGS.values())
-_CANONICAL = [(name, re.compile(spelling)) for name, spelling in SPELLINGS.items()]
 # Repetitions are bounded throughout: a hostile report costs time in proportion to its length.
 _HEADING = (
     rf"^[ \t]{{0,80}}(?P<start>(?i:{_KNOWN})) ?:"
@@ -77,20 +76,12 @@ def sections(text: str) -> dict[str, str]:
     is "wet read".
     """
     found: dict[str, list[str]] = {}
-    late: list[tuple[str, str]] = []
-    for block, name, body in _parts(text):
-        if block == "wet read":
-            name = block
-        elif block == "addendum":
-            name = name if name in DESCRIBING else block
-            late.append((name, body))
-            continue
-        found.setdefault(name, []).append(body)
     # Addenda stand above the report that they amend.
-    for name, body in late:
+    for block, name, body in sorted(_parts(text), key=lambda part: part[0] == "addendum"):
+        if block == "wet read" or (block == "addendum" and name not in DESCRIBING):
+            name = block
         found.setdefault(name, []).append(body)
-    joined = {name: "\n\n".join(body for body in bodies if body) for name, bodies in found.items()}
-    return {name: body for name, body in joined.items() if body}
+    return {name: joined for name, bodies in found.items() if (joined := "\n\n".join(filter(None, bodies)))}
 
 
 def caption(text: str) -> str:
@@ -120,11 +111,8 @@ def _parts(text: str) -> list[tuple[str, str, str]]:
             continue
         parts.append((block, name, text[start : match.start()].strip()))
         start = match.end()
-        if heading in BLOCKS:
-            block = heading
-            name = "preamble" if heading == "final report" else heading
-        else:
-            name = heading
+        block = heading if heading in BLOCKS else block
+        name = "preamble" if heading == "final report" else heading
     return [*parts, (block, name, text[start:].strip())]
 
 
@@ -134,14 +122,16 @@ def _name(match: re.Match[str], current: str) -> str:
         return "final report"
     if other := match["other"]:
         # The alternatives overlap where a known name is the beginning of something longer.
-        for name, spelling in _CANONICAL:
-            if spelling.fullmatch(other):
-                return name
+        if known := _canonical(other):
+            return known
         if current in (*DESCRIBING, "wet read", "addendum"):
             return ""
         return "findings" if _VIEW.search(other) else other.lower()
-    heading = (match["start"] or match["block"] or match["alone"] or match["inside"]).upper()
-    return next(name for name, spelling in _CANONICAL if spelling.fullmatch(heading))
+    return _canonical((match["start"] or match["block"] or match["alone"] or match["inside"]).upper())
+
+
+def _canonical(heading: str) -> str:
+    return next((name for name, spelling in SPELLINGS.items() if re.fullmatch(spelling, heading)), "")
 
 
 def _last_paragraph(text: str) -> str:

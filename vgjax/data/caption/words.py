@@ -17,10 +17,7 @@ POSITIONS = (
     ("middle left", "centre", "middle right"),
     ("lower left", "lower centre", "lower right"),
 )
-SIZES = ("small", "medium", "large")
 SHAPES = ("irregular", "oval", "round")
-COLOURS = ("pink", "salmon", "orange")
-BRIGHTNESSES = ("dark", "normal", "bright")
 
 Words = Mapping[str, Mapping[str, tuple[str, ...]]]
 
@@ -112,6 +109,11 @@ class Vocabulary:
     empty: tuple[str, ...] = ()
     single: bool = True
 
+    @property
+    def factors(self) -> tuple[str, ...]:
+        """All that a caption may name, anatomy first."""
+        return self.anatomy + self.modality
+
 
 def article(noun: str) -> str:
     """The noun with its indefinite article."""
@@ -130,41 +132,36 @@ def _style_patterns(picture: str, tissue: str, modality: Sequence[str]) -> dict[
 
 
 def general(
-    lesion: str,
-    tissue: str,
-    colours: Mapping[str, tuple[str, ...]] | None = None,
-    picture: str = "picture",
-    empty: tuple[str, ...] = (),
+    lesion: str, tissue: str, picture: str, colours: Mapping[str, tuple[str, ...]], empty: tuple[str, ...] = ()
 ) -> Vocabulary:
-    """The vocabulary of one lesion in a tissue; `colours` from cold to warm, None for grey pictures."""
-    modality = ("colour",) * (colours is not None) + ("contrast", "brightness")
+    """The vocabulary of one lesion in a tissue; `colours` from cold to warm, none for grey pictures."""
+    style: Words = {**({"colour": colours} if colours else {}), **STYLE_WORDS}
     return Vocabulary(
         lesion=lesion,
         tissue=tissue,
         anatomy=(*MEASURED_ANATOMY, "border"),
-        modality=modality,
-        words={**OUTLINE_WORDS, "border": BORDER_WORDS, **({"colour": colours} if colours else {}), **STYLE_WORDS},
+        modality=tuple(style),
+        words={**OUTLINE_WORDS, "border": BORDER_WORDS, **style},
         anatomy_patterns=ANATOMY_PATTERNS,
-        modality_patterns=_style_patterns(picture, tissue, modality),
+        modality_patterns=_style_patterns(picture, tissue, tuple(style)),
         # Without a mask nothing is known of a lesion, not even that there is none.
         empty=empty or (article(picture), f"{article(picture)} of {tissue}"),
     )
 
 
 POLYP = Vocabulary("polyp", "mucosa", MEASURED_ANATOMY, MEASURED_MODALITY, WORDS, ANATOMY_PATTERNS, MODALITY_PATTERNS)
-SKIN = general("skin lesion", "skin", SKIN_COLOURS, "dermoscopic picture")
-BREAST = general(
-    "breast lesion", "breast tissue", None, "ultrasound", ("an ultrasound without lesion", "no lesion is seen")
-)
+SKIN = general("skin lesion", "skin", "dermoscopic picture", SKIN_COLOURS)
+NO_LESION = ("an ultrasound without lesion", "no lesion is seen")
+BREAST = general("breast lesion", "breast tissue", "ultrasound", {}, NO_LESION)
 LUNGS = Vocabulary(
     lesion="lung fields",
     tissue="chest",
     anatomy=("size",),
-    modality=("contrast", "brightness"),
+    modality=tuple(STYLE_WORDS),
     words={"size": OUTLINE_WORDS["size"], **STYLE_WORDS},
     anatomy_patterns=LUNG_PATTERNS,
-    modality_patterns=_style_patterns("radiograph", "chest", ("contrast", "brightness")),
+    modality_patterns=_style_patterns("radiograph", "chest", tuple(STYLE_WORDS)),
     empty=("a chest radiograph", "a radiograph of the chest"),
     single=False,
 )
-ANY = general("lesion", "tissue", TONES)
+ANY = general("lesion", "tissue", "picture", TONES)

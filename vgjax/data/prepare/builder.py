@@ -33,20 +33,17 @@ class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
 
     def __init__(self, rows: Mapping[str, Iterable[Row]], data_dir: pathlib.Path, name: str):
         """Takes the rows by split and the dataset's name."""
-        self.name = name
-        self._rows = rows
+        self.name, self._rows = name, rows
         super().__init__(data_dir=str(data_dir), file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        text = tfds.features.Text()
-        features = {name: text for name in ("id", "caption", "label", "group", "factors", "named")}
-        features |= {
-            "image": tfds.features.Image(shape=(None, None, 3), encoding_format="png"),
-            "mask": tfds.features.Image(shape=(None, None, 1), encoding_format="png"),
-        }
-        return tfds.core.DatasetInfo(
-            builder=self, features=tfds.features.FeaturesDict(features), disable_shuffling=True
+        texts = ("id", "caption", "label", "group", "factors", "named")
+        channels = {"image": 3, "mask": 1}
+        features = tfds.features.FeaturesDict(
+            {name: tfds.features.Text() for name in texts}
+            | {name: tfds.features.Image(shape=(None, None, c), encoding_format="png") for name, c in channels.items()}
         )
+        return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, Row]]]:
         return {split: self._generate_examples(rows) for split, rows in self._rows.items()}
@@ -72,9 +69,9 @@ def write(folder: pathlib.Path, name: str, rows: Mapping[str, Iterable[Row]]) ->
         builder.download_and_prepare()
 
 
-def shards(folder: pathlib.Path, name: str, split: str) -> list[pathlib.Path]:
-    """Files of one split, in order."""
-    return sorted((folder / name / VERSION).glob(f"{name}-{split}.array_record-*"))
+def shards(name: str, split: str) -> str:
+    """Pattern of a split's files, relative to the folder; their order is that of their names."""
+    return f"{name}/{VERSION}/{name}-{split}.array_record-*"
 
 
 class Pictures:

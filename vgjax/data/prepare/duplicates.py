@@ -150,11 +150,10 @@ def _meetings(keys: np.ndarray) -> Iterator[Pairs]:
 
 def _correlation(pictures: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Correlation of each pair of standardised pictures."""
-    parts = [
-        np.einsum("ij,ij->i", pictures[a[start : start + CHUNK]], pictures[b[start : start + CHUNK]])
-        for start in range(0, len(a), CHUNK)
-    ]
-    return np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    found = np.zeros(len(a), np.float32)
+    for part in (slice(start, start + CHUNK) for start in range(0, len(a), CHUNK)):
+        np.einsum("ij,ij->i", pictures[a[part]], pictures[b[part]], out=found[part])
+    return found
 
 
 def _joined(labels: np.ndarray, pairs: Pairs) -> np.ndarray:

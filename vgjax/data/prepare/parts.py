@@ -7,19 +7,22 @@ import hashlib
 import multiprocessing
 import os
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import msgpack
 from tqdm import tqdm
 
+from vgjax.atomic import replacing
 from vgjax.data.entries import Entry, Skip
-from vgjax.data.read.decode import Settings, decode_many
+from vgjax.data.read import decode
+from vgjax.data.read.decode import Settings
 
 CHUNK = 64  # pictures a file: seconds of work
 FEW = 2 * CHUNK  # starting processes takes longer than decoding this many
 
 Row = dict[str, Any]
+Chunks = Mapping[pathlib.Path, Sequence[Entry]]  # by the file that holds their rows
 
 
 class Parts:
@@ -32,8 +35,8 @@ class Parts:
     def __init__(self, folder: pathlib.Path, entries: Sequence[Entry], settings: Settings):
         """Plans the chunks; a file's name holds a digest of all that decides its content."""
         self._folder, self._settings = folder, settings
-        self._chunks = [entries[start : start + CHUNK] for start in range(0, len(entries), CHUNK)]
-        self._paths = [folder / f"{_digest(chunk, settings)}.msgpack" for chunk in self._chunks]
+        chunks = [entries[start : start + CHUNK] for start in range(0, len(entries), CHUNK)]
+        self._chunks = {folder / f"{_digest(chunk, settings)}.msgpack": chunk for chunk in chunks}
         self.skipped: list[Skip] = []
 
     def decode(self, workers: int) -> None:
@@ -43,15 +46,14 @@ class Parts:
           workers: processes; 0: one a core.
         """
         self._folder.mkdir(parents=True, exist_ok=True)
-        for stale in set(self._folder.iterdir()) - set(self._paths):
+        for stale in set(self._folder.iterdir()) - self._chunks.keys():
             stale.unlink()
-        missing = [(path, chunk) for path, chunk in zip(self._paths, self._chunks, strict=True) if not path.exists()]
-        total, done = sum(map(len, self._chunks)), sum(map(len, self._chunks)) - sum(len(chunk) for _, chunk in missing)
-        with tqdm(total=total, initial=done, desc="decoding", unit="image", mininterval=1.0) as bar:
-            for path, rows in self._results(missing, workers):
-                part = path.with_suffix(".part")
-                part.write_bytes(msgpack.packb(rows))
-                part.replace(path)
+        missing = {path: chunk for path, chunk in self._chunks.items() if not path.exists()}
+        total, left = (sum(map(len, chunks.values())) for chunks in (self._chunks, missing))
+        with tqdm(total=total, initial=total - left, desc="decoding", unit="image", mininterval=1.0) as bar:
+            for path, rows in self._results(missing, 1 if left <= FEW else workers):
+                with replacing(path) as part:
+                    part.write_bytes(msgpack.packb(rows))
                 bar.update(len(rows))
         self.skipped = [Skip(*row["skip"]) for row in self._all() if "skip" in row]
 
@@ -61,31 +63,28 @@ class Parts:
 
     def remove(self) -> None:
         """Deletes the files."""
-        for path in self._paths:
+        for path in self._chunks:
             path.unlink(missing_ok=True)
         self._folder.rmdir()
 
     def _all(self) -> Iterator[Row]:
-        for path in self._paths:
+        for path in self._chunks:
             yield from msgpack.unpackb(path.read_bytes())
 
-    def _results(
-        self, missing: list[tuple[pathlib.Path, Sequence[Entry]]], workers: int
-    ) -> Iterator[tuple[pathlib.Path, list[Row]]]:
-        if workers == 1 or sum(len(chunk) for _, chunk in missing) <= FEW:
-            for path, chunk in missing:
-                yield path, _packed(chunk, self._settings)
+    def _results(self, missing: Chunks, workers: int) -> Iterator[tuple[pathlib.Path, list[Row]]]:
+        if workers == 1:
+            yield from ((path, _packed(chunk, self._settings)) for path, chunk in missing.items())
             return
         # A forked child would inherit JAX's threads in an unknown state.
         context = multiprocessing.get_context("spawn")
         with concurrent.futures.ProcessPoolExecutor(workers or os.cpu_count(), mp_context=context) as pool:
-            waiting = {pool.submit(_packed, chunk, self._settings): path for path, chunk in missing}
+            waiting = {pool.submit(_packed, chunk, self._settings): path for path, chunk in missing.items()}
             for future in concurrent.futures.as_completed(waiting):
                 yield waiting[future], future.result()
 
 
 def _packed(chunk: Sequence[Entry], settings: Settings) -> list[Row]:
-    found = decode_many(chunk, settings)
+    found = [decode.decode(entry, settings) for entry in chunk]
     return [{"skip": list(row)} if isinstance(row, Skip) else row for row in found]
 
 
@@ -99,5 +98,5 @@ def _stamp(path: pathlib.Path) -> tuple[int, int]:
     try:
         status = path.stat()
     except (OSError, ValueError):
-        return (0, 0)
-    return (status.st_size, status.st_mtime_ns)
+        return 0, 0
+    return status.st_size, status.st_mtime_ns

@@ -1,116 +1,67 @@
-"""Source pictures -> records: decode, group, split, caption, embed. Everything after this reads records only.
+"""Source pictures -> records: decode, group, split, caption. Everything after this reads records only.
 
 index (names and tables) -> parts (decoded in parallel, resumable) -> groups -> splits -> captions
--> <source>/<version> (tfds, ArrayRecord), text-<split>.array_record, splits/, manifest.json, prepare_report.json
+-> <source>/<version> (tfds, ArrayRecord), splits/, prepare_report.json
 """
 
 from __future__ import annotations
 
-import hashlib
 import importlib.metadata
-import json
-import logging
 import pathlib
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 
-from vgjax.config import Config, ConfigError
-from vgjax.data import records
+from vgjax.atomic import write_json
+from vgjax.config import Config
+from vgjax.context import Producer
 from vgjax.data.caption.measure import SIDED
 from vgjax.data.entries import Plan
 from vgjax.data.prepare import builder
 from vgjax.data.prepare.splits import number
-from vgjax.data.records import write_json
 from vgjax.data.sources import SOURCES
-from vgjax.text import load_text_encoder
 from vgjax.types import SPLITS
 
-EMBED_BATCH = 256
-DAMAGED = "damaged.json"
+REPORT = "prepare_report.json"
 LIBRARIES = ("array-record", "numpy", "pillow", "scikit-image", "tensorflow-datasets")
 
 
 def check(config: Config) -> None:
-    """Raises ConfigError where the source or the text encoder cannot be read; looks at the layout only."""
+    """Raises ConfigError where the source cannot be read; looks at the layout only."""
     SOURCES[config.data.source].check(config.data.root)
-    load_text_encoder(config.text_encoder)
 
 
-def prepare(config: Config, folder: pathlib.Path) -> dict[str, int]:
-    """Writes the pictures' records, their texts' embeddings, manifest.json and prepare_report.json into `folder`.
+def prepare(config: Config, folder: pathlib.Path) -> dict[str, Any]:
+    """Writes the pictures' records and prepare_report.json into `folder`.
 
-    A finished folder is left alone, and a stopped preparation goes on with the chunks that are not decoded yet.
+    A stopped preparation goes on with the chunks that are not decoded yet.
 
     Returns:
-      How many pictures each split has.
+      What later steps ask: the source's name, how many pictures each split has, how many files were skipped, how many
+      training and validation captions tell left from right, thresholds of measured captions, versions of libraries.
 
     Raises:
-      ConfigError: nothing usable, too many damaged files, or captions that contradict mirroring.
+      ConfigError: nothing usable, or too many damaged files.
     """
-    manifest = folder / "manifest.json"
-    if manifest.exists():
-        logging.info("records: prepared before, skipped")
-        return json.loads(manifest.read_text())["counts"]
     folder.mkdir(parents=True, exist_ok=True)
     made = SOURCES[config.data.source].plan(config, folder)
-    _check_mirroring(config, made)
     if config.data.shuffle_captions:
         _shuffle(made, config.seed)
     builder.write(folder, config.data.source, {split: _rows(made, split, config) for split in SPLITS})
-    _embed(made, config, folder)
     counts = {split: len(made.rows[split]) for split in SPLITS}
-    write_json(folder / "prepare_report.json", _report(made, counts))
-    content = {
+    write_json(folder / REPORT, _report(made, counts))
+    captions = [row["caption"] for split in ("train", "validation") for row in made.rows[split].values()]
+    made.clean()
+    return {
+        "source": config.data.source,
         "counts": counts,
         "skipped": len(made.skipped),
+        "sided": sum(bool(SIDED.search(caption)) for caption in captions),
         "thresholds": made.thresholds,
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
-        "config": json.loads(config.to_json()),
-        "sha256": {str(p.relative_to(folder)): _hash(p) for p in sorted(folder.rglob("*.array_record*"))},
     }
-    write_json(manifest, content)
-    made.clean()
-    return counts
-
-
-def verify(config: Config, folder: pathlib.Path) -> dict[str, list[int]]:
-    """Reads every record once and notes the damaged ones, which then are left out.
-
-    Returns:
-      Split -> rows that cannot be read.
-
-    Raises:
-      ConfigError: a file is missing or cut short.
-    """
-    found = {}
-    for split in SPLITS:
-        pictures = records.unreadable(builder.shards(folder, config.data.source, split))
-        texts = records.unreadable([folder / f"text-{split}.array_record"])
-        found[split] = sorted({*pictures, *texts})
-        if found[split]:
-            logging.warning("%d damaged records of split %s are left out: %s", len(found[split]), split, found[split])
-    if not (folder / DAMAGED).exists() or damaged(folder) != found:
-        write_json(folder / DAMAGED, found)
-    return found
-
-
-def damaged(folder: pathlib.Path) -> dict[str, list[int]]:
-    """What the latest `verify` found."""
-    return json.loads((folder / DAMAGED).read_text())
-
-
-def _check_mirroring(config: Config, made: Plan) -> None:
-    """A mirrored picture would contradict a caption that tells the sides apart; ConfigError."""
-    captions = [row["caption"] for split in ("train", "validation") for row in made.rows[split].values()]
-    sided = sum(bool(SIDED.search(caption)) for caption in captions)
-    if config.denoiser.flip and sided:
-        raise ConfigError(
-            f"config key 'denoiser.flip' is True, but {sided} of {len(captions)} captions say left or right: set it to"
-            " False"
-        )
 
 
 def _shuffle(made: Plan, seed: int) -> None:
@@ -135,17 +86,6 @@ def _rows(made: Plan, split: str, config: Config) -> Iterator[dict[str, Any]]:
             yield row
 
 
-def _embed(made: Plan, config: Config, folder: pathlib.Path) -> None:
-    """Embeds the captions in the order of the pictures."""
-    encoder = load_text_encoder(config.text_encoder)
-    for split in SPLITS:
-        texts = [row["caption"] for row in made.rows[split].values()]
-        chunks = (texts[i : i + EMBED_BATCH] for i in range(0, len(texts), EMBED_BATCH))
-        embeddings: Iterable[np.ndarray] = (row for chunk in chunks for row in encoder(chunk))
-        rows = ({"embedding": row.astype(np.float16)} for row in embeddings)
-        records.write(folder / f"text-{split}.array_record", rows)
-
-
 def _report(made: Plan, counts: dict[str, int]) -> dict[str, Any]:
     """Where every picture of the source went."""
     labels = {split: dict(sorted(Counter(r["label"] for r in made.rows[split].values()).items())) for split in SPLITS}
@@ -163,6 +103,10 @@ def _report(made: Plan, counts: dict[str, int]) -> dict[str, Any]:
     }
 
 
-def _hash(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+PICTURES = Producer(
+    "pictures",
+    lambda context, folder: prepare(context.config, folder),
+    keys=("seed", "data.*", "-data.workers", "-data.max_bad_fraction", "-data.intensity"),
+    free=("data.workers", "data.max_bad_fraction"),
+    files=lambda c: [c.data.root, c.data.captions_file, c.data.splits],
+)

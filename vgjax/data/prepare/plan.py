@@ -15,7 +15,7 @@ from vgjax.config import Config, ConfigError
 from vgjax.data.caption import measure as captions
 from vgjax.data.caption.mask_reading import mask_reader
 from vgjax.data.caption.words import Vocabulary
-from vgjax.data.entries import Entry, Index, Plan, Reader, Skip, Thresholds
+from vgjax.data.entries import Entry, Index, Plan, Reader, Thresholds, bad_root
 from vgjax.data.prepare import duplicates, splits
 from vgjax.data.prepare.parts import Parts
 from vgjax.data.read.decode import Settings
@@ -28,12 +28,13 @@ class FileSource:
     """A dataset in a folder of its own layout.
 
     Attributes:
-      check: root -> nothing; ConfigError where the layout is not the dataset's; looks at names only.
-      index: root -> everything in it, checked; reads tables and names, no pixels.
+      check: root -> the root, links followed; ConfigError where its names are not the dataset's.
+      index: root -> everything in it, checked; reads tables and names, no pixels. A picture's name that leads nowhere
+        or out of the root is skipped; what macOS leaves behind ("__MACOSX", "._x.jpg") does not count at all.
       vocabulary: what captions may say of its masks and pixels.
     """
 
-    check: Callable[[str], None]
+    check: Callable[[str], pathlib.Path]
     index: Callable[[str], Index]
     vocabulary: Vocabulary
 
@@ -53,9 +54,12 @@ class FileSource:
         settings = Settings(root, c.image_size, c.aspect, c.max_pixels, self.vocabulary)
         parts = Parts(folder / "parts", index.entries, settings)
         parts.decode(c.workers)
-        skipped = [*index.skipped, *parts.skipped]
-        _check_share(parts.skipped, len(index.entries), c.max_bad_fraction)
-
+        if len(parts.skipped) > c.max_bad_fraction * len(index.entries):
+            raise ConfigError(
+                f"config key 'data.max_bad_fraction' is {c.max_bad_fraction}, but {len(parts.skipped)} of"
+                f" {len(index.entries)} pictures cannot be decoded, the first: {parts.skipped[0].path}:"
+                f" {parts.skipped[0].reason}: mend the files or raise it"
+            )
         entries, measured = _matched(index.entries, parts, c.captions_file)
         groups = group(entries, measured)
         assigned = _assign(config, entries, groups)
@@ -69,7 +73,7 @@ class FileSource:
             rows=rows,
             pictures=lambda: ((row["id"], row["image"], row["mask"]) for row in parts),
             present=index.present,
-            skipped=skipped,
+            skipped=[*index.skipped, *parts.skipped],
             thresholds=thresholds,
             groups=len(set(groups)),
             torn=assigned.torn,
@@ -78,25 +82,12 @@ class FileSource:
         )
 
 
-def _check_share(bad: Sequence[Skip], total: int, most: float) -> None:
-    if len(bad) > most * total:
-        first = bad[0]
-        raise ConfigError(
-            f"config key 'data.max_bad_fraction' is {most}, but {len(bad)} of {total} pictures cannot be decoded, the"
-            f" first: {first.path}: {first.reason}: mend the files or raise it"
-        )
-
-
 def _matched(entries: Sequence[Entry], parts: Parts, captions_file: str) -> tuple[list[Entry], list[dict[str, Any]]]:
     """Entries that could be decoded, with what was measured on them (the pictures themselves stay on disk)."""
-    by_id = {entry.id: entry for entry in entries}
     told = read_captions(captions_file) if captions_file else {}
-    found, measured = [], []
-    for row in parts:
-        entry = by_id[row["id"]]
-        found.append(dataclasses.replace(entry, text=told.get(entry.id, entry.text)))
-        measured.append({name: value for name, value in row.items() if name not in ("image", "mask")})
-    return found, measured
+    by_id = {entry.id: dataclasses.replace(entry, text=told.get(entry.id, entry.text)) for entry in entries}
+    measured = [{name: value for name, value in row.items() if name not in ("image", "mask")} for row in parts]
+    return [by_id[row["id"]] for row in measured], measured
 
 
 def group(entries: Sequence[Entry], measured: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -107,8 +98,8 @@ def group(entries: Sequence[Entry], measured: Sequence[Mapping[str, Any]]) -> li
     if any(entry.group for entry in entries):
         names = [entry.group or entry.id for entry in entries]
     else:
-        thumbs = np.frombuffer(b"".join(row["thumb"] for row in measured), np.uint8)
-        thumbs = thumbs.reshape(-1, duplicates.SIDE, duplicates.SIDE)
+        pixels = np.frombuffer(b"".join(row["thumb"] for row in measured), np.uint8)
+        thumbs = pixels.reshape(-1, duplicates.SIDE, duplicates.SIDE)
         numbers = duplicates.group([row["hash"] for row in measured], thumbs)
         names = duplicates.names([entry.id for entry in entries], numbers)
     sharing = defaultdict(list)
@@ -124,8 +115,7 @@ def _assign(config: Config, entries: Sequence[Entry], groups: Sequence[str]) -> 
     official = [entry.split for entry in entries]
     if c.splits:
         listed = splits.read(c.splits)
-        unlisted = [item_id for item_id in ids if item_id not in listed]
-        if unlisted:
+        if unlisted := [item_id for item_id in ids if item_id not in listed]:
             raise ConfigError(
                 f"config key 'data.splits': the lists in '{c.splits}' lack {len(unlisted)} of {len(ids)} pictures, the"
                 f" first: {unlisted[0]!r}: use the lists of this dataset"
@@ -135,8 +125,8 @@ def _assign(config: Config, entries: Sequence[Entry], groups: Sequence[str]) -> 
     assigned = splits.assign(ids, groups, labels, official, config.seed, c.test_fraction, c.validation_fraction)
     for split in ("validation", "test"):  # `assign` has seen to train
         if split not in assigned.splits.values():
-            raise ConfigError(
-                f"config key 'data.root': of {len(ids)} usable pictures none falls into the split {split}: give more"
+            raise bad_root(
+                f"of {len(ids)} usable pictures none falls into the split {split}: give more"
                 f" pictures, raise data.{split}_fraction, or name lists in data.splits"
             )
     return assigned
@@ -158,14 +148,8 @@ def _captioned(
     for entry, row, name in zip(entries, measured, groups, strict=True):
         rng = np.random.default_rng(splits.number(f"caption:{config.seed}:{entry.id}"))
         label = entry.label if c.label_in_caption else ""
-        text, levels, named = captions.caption(
-            entry.text, row["attributes"], thresholds, vocabulary, c.captions, rng, label
-        )
-        rows[assigned[entry.id]][entry.id] = {
-            "caption": text,
-            "label": entry.label,
-            "group": name,
-            "factors": levels,
-            "named": named,
-        }
+        measures = row["attributes"]
+        text, levels, named = captions.caption(entry.text, measures, thresholds, vocabulary, c.captions, rng, label)
+        texts = {"caption": text, "label": entry.label, "group": name}
+        rows[assigned[entry.id]][entry.id] = {**texts, "factors": levels, "named": named}
     return thresholds, rows

@@ -7,15 +7,18 @@ patient, a lesion, near-duplicates) falls to one side. Shares are therefore only
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import logging
 import os
 import pathlib
-from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from vgjax.atomic import write_text
 from vgjax.config import ConfigError
+from vgjax.data.entries import bad_root
 from vgjax.types import SPLITS
 
 
@@ -83,8 +86,7 @@ def assign(
       labels: class of each, "" for none; splits do not depend on it, it only feeds `absent`.
       official: one of `SPLITS` each, or all "".
       seed: of the hash.
-      test_fraction: expected share of the groups, 0..1.
-      validation_fraction: likewise.
+      test_fraction, validation_fraction: expected shares of the groups, 0..1.
 
     Raises:
       ConfigError: the fractions leave nothing to train on, only some pictures have an official split, one is unknown,
@@ -102,16 +104,14 @@ def assign(
         for item_id, name, own in zip(ids, groups, official, strict=True)
     }
     if "train" not in splits.values():
-        raise ConfigError(
-            f"config key 'data.root': of {len(ids)} usable pictures none falls into the training split: give a fuller"
-            " folder or lower data.test_fraction"
+        raise bad_root(
+            f"of {len(ids)} usable pictures none falls into the training split: give a fuller folder or lower"
+            " data.test_fraction"
         )
-    torn = _torn(splits, dict(zip(ids, groups, strict=True)))
-    if torn:
+    if torn := _torn(splits, dict(zip(ids, groups, strict=True))):
         logging.warning("the dataset's own splits tear %d groups apart, the first: %s", len(torn), next(iter(torn)))
-    found = Counter(zip(labels, splits.values(), strict=True))
-    used = set(splits.values())
-    absent = ((label, split) for label in set(labels) - {""} for split in used if not found[label, split])
+    pairs = itertools.product(set(labels) - {""}, set(splits.values()))
+    absent = set(pairs).difference(zip(labels, splits.values(), strict=True))
     return Assigned(splits, tuple(torn), tuple(sorted(absent)))
 
 
@@ -121,13 +121,12 @@ def write(folder: str | os.PathLike[str], splits: Mapping[str, str]) -> None:
     An id that a line cannot hold as it is (line breaks, blanks at its ends, a leading quotation mark) is written as a
     JSON string.
     """
-    folder = pathlib.Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    # isprintable is False of line breaks of every alphabet and of surrogates, which UTF-8 cannot hold.
+    plain = lambda name: name and name.isprintable() and name == name.strip() and name[0] != '"'
     for split in SPLITS:
-        lines = [_line(item_id) + "\n" for item_id in sorted(splits) if splits[item_id] == split]
-        part = folder / f"{split}.part"
-        part.write_bytes("".join(lines).encode())
-        part.replace(folder / f"{split}.txt")
+        ids = (item_id for item_id in sorted(splits) if splits[item_id] == split)
+        lines = [(item_id if plain(item_id) else json.dumps(item_id)) + "\n" for item_id in ids]
+        write_text(pathlib.Path(folder, f"{split}.txt"), "".join(lines))
 
 
 def read(folder: str | os.PathLike[str]) -> dict[str, str]:
@@ -190,13 +189,7 @@ def _places(parts: Mapping[str, str]) -> str:
     return " and ".join(f"{split} ({parts[split]!r})" for split in SPLITS if split in parts)
 
 
-def _line(item_id: str) -> str:
-    # isprintable is False of line breaks of every alphabet and of surrogates, which UTF-8 cannot hold.
-    plain = item_id and item_id.isprintable() and item_id == item_id.strip() and item_id[0] != '"'
-    return item_id if plain else json.dumps(item_id)
-
-
-def _listed(path: pathlib.Path) -> list[tuple[int, str]]:
+def _listed(path: pathlib.Path) -> Iterator[tuple[int, str]]:
     """Line number and id of each line that is not empty."""
     try:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")
@@ -206,15 +199,9 @@ def _listed(path: pathlib.Path) -> list[tuple[int, str]]:
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"'{path}' is not UTF-8: save it as plain text in UTF-8, one id a line") from error
-    listed = []
-    for number, line in enumerate(lines, 1):
-        text = line.strip()
-        if text.startswith('"'):
-            try:
-                text = json.loads(text)
-            except ValueError as error:
-                raise ConfigError(f"'{path}' line {number} is not a JSON string: close its quotation marks") from error
-        elif not text:
-            continue
-        listed.append((number, text))
-    return listed
+    for number, text in enumerate(map(str.strip, lines), 1):
+        try:
+            if text:
+                yield number, json.loads(text) if text.startswith('"') else text
+        except ValueError as error:
+            raise ConfigError(f"'{path}' line {number} is not a JSON string: close its quotation marks") from error

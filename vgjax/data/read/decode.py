@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import io
 import pathlib
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -95,8 +94,3 @@ def decode(entry: Entry, settings: Settings) -> dict[str, Any] | Skip:
         "thumb": thumb.tobytes(),
         "attributes": attributes,
     }
-
-
-def decode_many(entries: Sequence[Entry], settings: Settings) -> list[dict[str, Any] | Skip]:
-    """`decode` of a chunk."""
-    return [decode(entry, settings) for entry in entries]

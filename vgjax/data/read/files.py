@@ -89,12 +89,11 @@ def _descriptor(name: str, root: pathlib.Path) -> int:
     except ValueError as error:  # a NUL in the name
         raise ImageError(name, "impossible name", words(error)) from error
     size = os.fstat(descriptor).st_size
-    if not 0 < size <= MAX_BYTES:
-        os.close(descriptor)
-        if size:
-            raise ImageError(name, "too large", f"{size} bytes, at most {MAX_BYTES} are read")
-        raise ImageError(name, "empty file", "0 bytes")
-    return descriptor
+    if 0 < size <= MAX_BYTES:
+        return descriptor
+    os.close(descriptor)
+    fault = ("too large", f"{size} bytes, at most {MAX_BYTES} are read") if size else ("empty file", "0 bytes")
+    raise ImageError(name, *fault)
 
 
 class _Silence:

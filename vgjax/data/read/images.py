@@ -14,7 +14,8 @@ What becomes of values that are not 8-bit RGB:
                              that pictures of one scanner keep their common scale
     floats, integers below 0 or above 65535
                              from minimum..maximum
-    DICOM                    the first window, without one minimum..maximum of the frame; MONOCHROME1 inverted
+    DICOM                    the first window; without one the VOI lookup table, if any, then minimum..maximum of the
+                             frame; MONOCHROME1 inverted
     NIfTI                    1st..99th percentile of the slice; seen from the feet, front up
 
 A picture is turned by its EXIF orientation. A mask is not (except a TIFF, where the tag is part of the format): tools
@@ -29,7 +30,7 @@ from collections.abc import Sequence
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from vgjax.data.entries import RunLengths
 from vgjax.data.read.files import MIN_SIDE, ImageError, check_size, opened, words
@@ -50,7 +51,7 @@ MAX_PIXELS = 64_000_000
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "TIFF", "WEBP")
 MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\0", b"MM\0*", b"RIFF")
 LOSSY = ("JPEG", "MPO", "WEBP")
-ORIENTATION, TILE_WIDTH, TILE_LENGTH = 274, 322, 323  # TIFF tags
+TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF tags
 
 
 class Picture(NamedTuple):
@@ -94,10 +95,8 @@ def read_image(
         width, height = file.size
         if min_side is not None:
             file.draft(file.mode, (2 * min_side, 2 * min_side))
-        values = _values(file)
-        orientation = _orientation(file)
-        full_size = (width, height) if orientation > 4 else (height, width)
-        return Picture(_rgb(_upright(_eight_bits(values, name), orientation)), full_size)
+        upright, lying = _upright(file)
+        return Picture(_rgb(_eight_bits(_values(upright), name)), (width, height) if lying else (height, width))
 
 
 def read_mask(
@@ -132,11 +131,11 @@ def read_mask(
     union = np.zeros(shape, bool)
     for mask in masks:
         if isinstance(mask, RunLengths):
-            union |= _fitted(_runs(mask, max_pixels), shape, full_size or shape, "run lengths")
-            continue
-        with opened(mask, root) as (stream, head):
-            inside = _mask_file(stream, head, str(mask), max_pixels)
-            union |= _fitted(inside, shape, full_size or shape, str(mask))
+            name, inside = "run lengths", _runs(mask, max_pixels)
+        else:
+            with opened(mask, root) as (stream, head):
+                name, inside = str(mask), _mask_file(stream, head, str(mask), max_pixels)
+        union |= _fitted(inside, shape, full_size or shape, name)
     return union.astype(np.uint8)
 
 
@@ -168,20 +167,13 @@ def _values(file: Image.Image) -> np.ndarray:
     return np.asarray(file.convert("L" if file.mode in ("1", "L", "LA") else "RGB"))
 
 
-def _orientation(file: Image.Image) -> int:
-    """1..8 of a loaded file, 1 being upright."""
+def _upright(file: Image.Image) -> tuple[Image.Image, bool]:
+    """The picture turned by its EXIF orientation, and whether it was lying: rows and columns have changed places."""
+    file.load()
     with contextlib.suppress(Exception):  # a damaged EXIF block says nothing about the pixels
-        value = file.getexif().get(ORIENTATION, 1)
-        return value if value in range(1, 9) else 1
-    return 1
-
-
-def _upright(values: np.ndarray, orientation: int) -> np.ndarray:
-    """EXIF 2.32, tag 274: 5 to 8 are lying, even ones of 1..4 and odd ones of 5..8 mirrored."""
-    turned = values.swapaxes(0, 1) if orientation > 4 else values
-    rows = -1 if orientation in (3, 4, 7, 8) else 1
-    columns = -1 if orientation in (2, 3, 6, 7) else 1
-    return turned[::rows, ::columns]
+        lying = file.getexif().get(ExifTags.Base.Orientation) in (5, 6, 7, 8)
+        return ImageOps.exif_transpose(file), lying
+    return file, False
 
 
 def _eight_bits(values: np.ndarray, name: str) -> np.ndarray:
@@ -259,9 +251,8 @@ def _fitted(mask: np.ndarray, shape: tuple[int, int], full_size: tuple[int, int]
     """The mask at another shape, where it has the aspect ratio of the full size."""
     height, width = full_size
     if not 1 / 1.01 <= (mask.shape[1] * height) / (mask.shape[0] * width) <= 1.01:
-        raise ImageError(
-            name, "mask of another size", f"{mask.shape[1]}x{mask.shape[0]} for a picture of {width}x{height}"
-        )
+        sizes = f"{mask.shape[1]}x{mask.shape[0]} for a picture of {width}x{height}"
+        raise ImageError(name, "mask of another size", sizes)
     if mask.shape == shape:
         return mask
     return np.asarray(Image.fromarray(mask).resize((shape[1], shape[0]), Image.Resampling.NEAREST))

@@ -13,9 +13,8 @@ import zlib
 from collections.abc import Iterable, Iterator
 
 from vgjax.config import ConfigError
-from vgjax.data.entries import Skip, inside, shown
+from vgjax.data.entries import Listing, bad_root, inside, shown
 
-MAX_TEXT = 20_000  # characters; far beyond any report, and what a text encoder truncates to
 MAX_FIELD = 1 << 24  # characters of one field of a table; run lengths of a mask take some 10^5
 
 
@@ -24,24 +23,21 @@ def tidy(text: str) -> str:
     return " ".join(re.sub(r"[\x00-\x1f\x7f-\x9f\ufffd\ud800-\udfff]", " ", text).split())
 
 
-def table_rows(
-    base: pathlib.Path, path: pathlib.Path, required: Iterable[str], skipped: list[Skip]
-) -> Iterator[dict[str, str]]:
+def table_rows(listing: Listing, path: pathlib.Path, required: Iterable[str]) -> Iterator[dict[str, str]]:
     """Rows of a table with commas, by column, one at a time; `.gz` is decompressed on the way.
 
     Bytes that are no UTF-8 become U+FFFD. Fields that a row lacks at its end are "", surplus ones are dropped, blank
-    rows left out. A field beyond `MAX_FIELD` costs its row, which goes to `skipped`.
+    rows left out. A field beyond `MAX_FIELD` costs its row, which is skipped.
 
     Raises:
       ConfigError: the table is unreadable, truncated or outside the root, or lacks a column.
     """
     csv.field_size_limit(MAX_FIELD)
     try:
-        with open_text(base, path) as file:
+        with open_text(listing.base, path) as file:
             reader = csv.reader(file)
             header = [name.strip() for name in next(reader, [])]
-            absent = [name for name in required if name not in header]
-            if absent:
+            if absent := [name for name in required if name not in header]:
                 raise ConfigError(
                     f"table '{path}' has no column {', '.join(absent)} (it has"
                     f" {', '.join(header)[:300] or 'none'}): name its columns in the first line"
@@ -52,14 +48,26 @@ def table_rows(
                 except StopIteration:
                     return
                 except csv.Error as error:
-                    where = f"{shown(base, path)}:{reader.line_num}"
-                    skipped.append(Skip(where, "unreadable row", str(error), picture=False))
+                    where = f"{shown(listing.base, path)}:{reader.line_num}"
+                    listing.skip(where, "unreadable row", str(error), picture=False)
                     continue
                 if any(line):
                     line += [""] * (len(header) - len(line))
                     yield dict(zip(header, line, strict=False))
     except (OSError, EOFError, zlib.error, csv.Error) as error:
         raise ConfigError(f"table '{path}' cannot be read to its end ({error}): download it again") from error
+
+
+def read_text(path: pathlib.Path) -> str:
+    """All of a text file of the dataset; bytes that are no UTF-8 become U+FFFD.
+
+    Raises:
+      ConfigError: it cannot be read.
+    """
+    try:
+        return path.read_bytes().decode("utf-8-sig", errors="replace")
+    except OSError as error:
+        raise bad_root(f"'{path}' cannot be read ({error.strerror}): make it readable") from error
 
 
 def open_text(base: pathlib.Path, path: pathlib.Path) -> io.TextIOBase:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import io
 import logging
 import math
-from collections.abc import Sequence
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -61,29 +61,20 @@ def dicom_frame(stream: BinaryIO, head: bytes, name: str, max_pixels: int) -> tu
 
 def window_dicom(values: np.ndarray, dataset: Any, name: str) -> np.ndarray:
     """A grey frame as (H, W) uint8: rescaled, its first window or else its full range spread, MONOCHROME1 inverted."""
-    from pydicom.pixels import apply_modality_lut
+    from pydicom.pixels import apply_modality_lut, apply_voi, apply_windowing
 
-    values = apply_modality_lut(values, dataset).astype(np.float64)
+    values = apply_modality_lut(values, dataset)
     check_finite(values, name)
-    low, high = values.min(), values.max()
-    center, width = (_first(dataset.get(key)) for key in ("WindowCenter", "WindowWidth"))
-    if center is not None and width is not None and width > 0:
-        match dataset.get("VOILUTFunction", "LINEAR"):
-            case "SIGMOID":
-                values = 1 / (1 + np.exp((-4 * (values - center) / width).clip(-700, 700)))
-                low, high = 0, 1
-            case "LINEAR_EXACT":
-                low, high = center - width / 2, center + width / 2
-            case _:  # DICOM PS3.3 C.11.2.1.2.1
-                low, high = center - 0.5 - (width - 1) / 2, center - 0.5 + (width - 1) / 2
-    grey = spread(values, low, high)
+    black = white = math.nan
+    with contextlib.suppress(ValueError, KeyError, AttributeError):  # a window of no width, or half of one
+        black, white = apply_windowing(np.array([-np.inf, np.inf]), dataset)
+    if 0 < abs(white - black) < math.inf:
+        values = apply_windowing(values, dataset)
+    else:
+        values = apply_voi(values, dataset)
+        black, white = values.min(), values.max()
+    grey = spread(values, black, white)
     return 255 - grey if dataset.PhotometricInterpretation == "MONOCHROME1" else grey
-
-
-def _first(value: Any) -> float | None:
-    """The first of one or several numbers; None where there is none that is finite."""
-    value = value[0] if isinstance(value, Sequence) else value
-    return float(value) if value is not None and math.isfinite(value) else None
 
 
 def nifti_slice(stream: BinaryIO, head: bytes, name: str, max_pixels: int) -> np.ndarray:

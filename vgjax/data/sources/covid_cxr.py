@@ -16,12 +16,11 @@ from __future__ import annotations
 import os
 import pathlib
 
-from vgjax.config import ConfigError
 from vgjax.data.caption.words import LUNGS
-from vgjax.data.entries import Entry, Index, Skip, fault, find, home, inside, shown
+from vgjax.data.entries import Entry, Index, Listing, bad_root, check_links, fault, find, home, inside, remedy
 from vgjax.data.prepare.plan import FileSource
 from vgjax.data.prepare.splits import merged
-from vgjax.data.read.tables import MAX_TEXT, table_rows, tidy
+from vgjax.data.read.tables import table_rows, tidy
 
 HOLDS = "the folder that holds metadata.csv and images/"
 TABLE = "metadata.csv"
@@ -33,26 +32,19 @@ FRONTAL = ("PA", "AP", "APS")  # the first word of views such as "AP Supine" and
 Rows = list[dict[str, str]]
 
 
-def check(root: str) -> None:
+def check(root: str) -> pathlib.Path:
     """Validates the layout by names alone.
 
     Raises:
       ConfigError: the folder is missing, has another layout, or holds no picture.
     """
     base = home(root, HOLDS)
-    absent = [name for name in (TABLE, "images") if not os.path.exists(base / name)]
-    if absent:
-        # Archives of the repository unpack into a folder of their own.
-        _, folders, _ = next(os.walk(base), ("", [], []))
-        inner = next((name for name in sorted(folders) if os.path.isfile(base / name / TABLE)), None)
-        remedy = f"did you mean '{base / inner}'?" if inner else f"name {HOLDS}"
-        raise ConfigError(f"config key 'data.root': folder '{root}' has no {' and no '.join(absent)}: {remedy}")
-    if not inside(base, base / "images"):
-        raise ConfigError(
-            f"config key 'data.root': '{base / 'images'}' links out of '{root}': replace it by the folder itself"
-        )
+    if absent := [name for name in (TABLE, "images") if not os.path.exists(base / name)]:
+        raise bad_root(f"folder '{root}' has no {' and no '.join(absent)}: {remedy(base, (TABLE,), HOLDS)}")
+    check_links(base, ["images"])
     if not find(base / "images", SUFFIXES):
-        raise ConfigError(f"config key 'data.root': '{base / 'images'}' holds no picture: download the dataset again")
+        raise bad_root(f"'{base / 'images'}' holds no picture: download the dataset again")
+    return base
 
 
 def index(root: str) -> Index:
@@ -61,58 +53,58 @@ def index(root: str) -> Index:
     Raises:
       ConfigError: see `check`; or the table cannot be read or lacks a column; or no picture can be used.
     """
-    check(root)
-    base = home(root, HOLDS)
-    skipped: list[Skip] = []
+    base = check(root)
+    listing = Listing(base)
     images = find(base / "images", SUFFIXES)
-    rows = _rows(base, set(images), skipped)
+    listing.present = len(images)
+    rows = _rows(listing, set(images))
     # Patient ids that share a picture, directly or through others, are one person.
-    groups = merged([patient for row in told if (patient := tidy(row["patientid"]))] for told in rows.values())
-    entries = []
+    groups = merged(_values(told, "patientid") for told in rows.values())
     for image in images:
-        told = rows.get(image, [])
-        mask = _mask(base, image)
-        texts = dict.fromkeys(text for row in told if (text := tidy(row["clinical_notes"])) and text.lower() != "todo")
-        text = " ".join(texts)
-        reason, detail = _refusal(told)
-        if not reason and mask is None:
-            reason = "no lung mask"
-        elif not reason and mask and not inside(base, mask):
-            reason, detail = "outside the root", "its mask"
-        elif not reason and len(text) > MAX_TEXT:
-            reason, detail = "caption too long", f"{len(text)} characters, at most {MAX_TEXT}"
-        if fault(base, image):
-            reason, detail = fault(base, image), ""
-        if reason or mask is None:
-            skipped.append(Skip(shown(base, image), reason, detail))
-            continue
-        name = image.relative_to(base / "images").as_posix()
-        label = next((label for row in told if (label := _label(row["finding"]))), "")
-        patient = next((patient for row in told if (patient := tidy(row["patientid"]))), "")
-        entries.append(Entry(name, image, (mask,), text, label, groups.get(patient, patient)))
-    return Index(tuple(sorted(entries, key=lambda e: e.id)), tuple(skipped), len(images)).check(root)
+        told, mask = rows.get(image, []), _mask(base, image)
+        reason, detail = (broken, "") if (broken := fault(base, image)) else _refusal(told)
+        if reason:
+            listing.skip(image, reason, detail)
+        elif mask is None:
+            listing.skip(image, "no lung mask")
+        elif not inside(base, mask):
+            listing.skip(image, "outside the root", "its mask")
+        else:
+            name = image.relative_to(base / "images").as_posix()
+            text = " ".join(dict.fromkeys(_values(told, "clinical_notes")))
+            label = next(iter(_values(told, "finding")), "")
+            patient = next(iter(_values(told, "patientid")), "")
+            listing.add(Entry(name, image, (mask,), text, label, groups.get(patient, "")))
+    return listing.index(root)
 
 
 SOURCE = FileSource(check, index, LUNGS)
 
 
-def _rows(base: pathlib.Path, images: set[pathlib.Path], skipped: list[Skip]) -> dict[pathlib.Path, Rows]:
-    """Rows by their picture; those without one, and all but the first of each, go to `skipped`."""
+def _values(told: Rows, column: str) -> list[str]:
+    """What the rows of a picture say in a column, of several findings the first."""
+    cells = (row[column].split(",")[0] if column == "finding" else row[column] for row in told)
+    texts = [tidy(cell) for cell in cells]
+    return [text for text in texts if text and (column == "patientid" or text.lower() != "todo")]
+
+
+def _rows(listing: Listing, images: set[pathlib.Path]) -> dict[pathlib.Path, Rows]:
+    """Rows by their picture; those without one, and all but the first of each, are skipped."""
     rows: dict[pathlib.Path, Rows] = {}
-    for number, row in enumerate(table_rows(base, base / TABLE, REQUIRED, skipped), 1):
+    for number, row in enumerate(table_rows(listing, listing.base / TABLE, REQUIRED), 1):
         name, folder = row["filename"].strip(), row.get("folder", "").strip()
-        image = pathlib.Path(os.path.normpath(base / "images" / name))
-        told = tidy(name)[:200] or f"{TABLE} row {number}"
-        if os.path.isabs(name) or not image.is_relative_to(base):
-            skipped.append(Skip(told, "outside the root", f"{TABLE} row {number}", picture=False))
+        image = pathlib.Path(os.path.normpath(listing.base / "images" / name))
+        where, reason, detail = f"{TABLE} row {number}", "", ""
+        if os.path.isabs(name) or not image.is_relative_to(listing.base):
+            reason, detail = "outside the root", where
         elif folder not in ("", "images") or image not in images:
-            skipped.append(
-                Skip(told, "row without image", f"folder {tidy(folder)[:40]}" if folder else "", picture=False)
-            )
+            reason, detail = "row without image", f"folder {tidy(folder)[:40]}" if folder else ""
         else:
             if image in rows:
-                skipped.append(Skip(told, "further row of an image", "its text is joined", picture=False))
+                reason, detail = "further row of an image", "its text is joined"
             rows.setdefault(image, []).append(row)
+        if reason:
+            listing.skip(tidy(name)[:200] or where, reason, detail, picture=False)
     return rows
 
 
@@ -123,7 +115,7 @@ def _refusal(told: Rows) -> tuple[str, str]:
     modality, view = tidy(told[0]["modality"]), tidy(told[0]["view"])
     if modality.lower() != RADIOGRAPH:
         return "not a radiograph", modality[:40] or "modality unknown"
-    if view.upper().split()[:1] not in [[name] for name in FRONTAL]:
+    if view.upper().split(" ")[0] not in FRONTAL:
         return "not a frontal view", view[:40] or "view unknown"
     return "", ""
 
@@ -134,8 +126,3 @@ def _mask(base: pathlib.Path, image: pathlib.Path) -> pathlib.Path | None:
     drawn = base / "semantic_masks_v7labs_lungs" / name
     predicted = base / "annotations" / "lungVAE-masks" / name.with_name(f"{name.stem}_mask.png")
     return next((path for path in (drawn, predicted) if os.path.lexists(path)), None)
-
-
-def _label(finding: str) -> str:
-    label = tidy(finding.split(",")[0])
-    return "" if label.lower() == "todo" else label

@@ -1,37 +1,42 @@
 """Any folder of pictures with captions, in the image-folder convention of Hugging Face's datasets.
 
     root/metadata.csv or metadata.jsonl   columns file_name and text; optional: label, mask, group, split
-    root/images/..., root/masks/...       or pictures right beside the table
+    root/images/..., root/masks/...       or pictures right beside the table; the table may also lie in images/
     root/train/, validation/, test/       optional: each as above, with a table of its own or none
 
-`file_name` and `mask` are relative to the table's folder, or to images/ and masks/ in it. In JSON lines `mask` may be a
-list, whose union is the mask. Without the column a picture's mask is the file of its name in masks/, and where there is
-such a folder a picture without mask is left out; an empty cell of the column means an empty mask, on purpose. The split
-is the column's, else that of the folder. Without any table every picture is an entry without text. The id of a picture
-is its path, so that adding or losing one changes no other's.
+`file_name` and `mask` are relative to the table's folder, or to images/ and masks/ beside it. In JSON lines `mask` may
+be a list, whose union is the mask. Without the column a picture's mask is the file of its name in masks/, and where
+there is such a folder a picture without mask is left out; an empty cell of the column means an empty mask, on purpose.
+The split is the column's, else that of the folder. Without any table every picture is an entry without text. The id of
+a picture is its path, so that adding or losing one changes no other's.
 """
 
 from __future__ import annotations
 
+import collections
+import itertools
 import json
 import os
 import pathlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 from vgjax.config import ConfigError
 from vgjax.data.caption.words import ANY
-from vgjax.data.entries import Entry, Index, Skip, fault, find, home, shown
+from vgjax.data.entries import Entry, Index, Listing, bad_root, fault, find, home, shown
 from vgjax.data.prepare.plan import FileSource
-from vgjax.data.read.tables import MAX_TEXT, open_text, table_rows, tidy
+from vgjax.data.read.tables import open_text, table_rows, tidy
 from vgjax.types import SPLITS
 
 HOLDS = "the folder that holds metadata.csv or the pictures"
 TABLES = ("metadata.csv", "metadata.jsonl")
+IMAGES, MASKS = "images", "masks"
 REQUIRED = ("file_name", "text")
 KEYS = (*REQUIRED, "label", "group", "split")
-# .gz stands for .nii.gz, see `pictures`.
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".dcm", ".dicom", ".nii", ".gz")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".dcm", ".dicom", ".nii", ".nii.gz")
+
+Files = tuple[pathlib.Path, ...]
+Place = tuple[str, str]  # split folder ("" for the root itself) and path there
 
 
 class Row(NamedTuple):
@@ -39,11 +44,13 @@ class Row(NamedTuple):
 
     Attributes:
       home: the table's folder.
+      above: the folder that holds images/ and masks/: that of the table, or the one above where it lies in images/.
       where: table and row, for messages.
       masks: None where the table has no such column.
     """
 
     home: pathlib.Path
+    above: pathlib.Path
     where: str
     file_name: str
     text: str
@@ -53,146 +60,149 @@ class Row(NamedTuple):
     split: str
 
 
-def check(root: str) -> None:
+def check(root: str) -> pathlib.Path:
     """Validates the layout by names alone.
 
     Raises:
       ConfigError: the folder is missing or holds no picture, or a table lies where none is expected.
     """
     base = home(root, HOLDS)
-    if not pictures(base):
-        raise ConfigError(f"config key 'data.root': '{root}' holds no picture: name the folder that holds them")
+    if not find(base, SUFFIXES):
+        raise bad_root(f"'{root}' holds no picture: name the folder that holds them")
     _tables(base)
+    return base
 
 
 def index(root: str) -> Index:
-    """All pictures and rows below the root.
-
-    Files that macOS leaves behind ("__MACOSX", "._x.jpg") count as no pictures, nor do masks.
+    """All pictures and rows below the root; masks count as no pictures.
 
     Raises:
       ConfigError: see `check`; or a table cannot be read, lacks a column or names an unknown split; or no picture can
         be used.
     """
-    check(root)
-    base = home(root, HOLDS)
-    skipped: list[Skip] = []
-    files = pictures(base)
-    masks = {path for path in files if _in_masks(base, path)}
-    tables = _tables(base)
-    rows = _named(base, tables, set(files) - masks, skipped)
+    base = check(root)
+    listing, tables = Listing(base), _tables(base)
+    files = find(base, SUFFIXES)
+    in_masks = [path for path in files if _place(base, path)[1].startswith(f"{MASKS}/")]
+    rows = _named(listing, tables, set(files).difference(in_masks))
     # A mask may lie anywhere, but what has a row of its own is a picture.
-    drawn = {path: _masks(base, row, set(files) - rows.keys()) for path, row in rows.items()}
-    masks |= {path for found in drawn.values() if found for path in found[0]}
-    by_name = _by_name(base, masks)
-    entries: list[Entry] = []
+    drawn = {path: _masks(base, row, set(files) - rows.keys()) for path, row in rows.items() if row.masks is not None}
+    masks = set(in_masks).union(*(found for found, _, _ in drawn.values()))
+    by_name = collections.defaultdict[Place, Files](tuple)
+    for path in sorted(masks.intersection(in_masks)):
+        section, name = _place(base, path)
+        by_name[section, _stem(name)] += (path,)
     used: set[pathlib.Path] = set()
-    images = [path for path in files if path not in masks]
-    for image in images:
-        row = rows.get(image, Row(base, "", "", "", None, "", "", ""))
-        found, reason, detail = drawn.get(image) or _of_same_name(base, image, by_name)
+    for image in (path for path in files if path not in masks):
+        listing.present += 1
+        row = rows.get(image)
+        found, reason, detail = drawn[image] if image in drawn else _of_same_name(base, image, by_name)
         used.update(found)
-        if tables and image not in rows:
+        if tables and not row:
             reason, detail = "image without row", ""
-        elif len(row.text) > MAX_TEXT:
-            reason, detail = "caption too long", f"{len(row.text)} characters, at most {MAX_TEXT}"
-        reason = fault(base, image) or reason
-        if reason:
-            skipped.append(Skip(shown(base, image), reason, detail))
+        if broken := fault(base, image):
+            listing.skip(image, broken)
             continue
-        name = image.relative_to(base).as_posix()
-        split = _split(base, image, row)
-        entries.append(Entry(name, image, tuple(found), row.text, row.label, row.group, split))
+        split = "" if reason else _split(base, image, row)
+        text, label, group = (row.text, row.label, row.group) if row else ("", "", "")
+        listing.add(Entry(image.relative_to(base).as_posix(), image, found, text, label, group, split), reason, detail)
     for path in sorted(masks - used):
-        skipped.append(Skip(shown(base, path), "mask without image", picture=False))
-    return Index(tuple(sorted(entries, key=lambda e: e.id)), tuple(skipped), len(images)).check(root)
+        listing.skip(path, "mask without image", picture=False)
+    return listing.index(root)
 
 
 SOURCE = FileSource(check, index, ANY)
 
 
-def pictures(base: pathlib.Path) -> list[pathlib.Path]:
-    """All files named like pictures below a folder, sorted."""
-    paths = find(base, SUFFIXES)
-    return [path for path in paths if path.suffix.lower() != ".gz" or path.name.lower().endswith(".nii.gz")]
-
-
 def _tables(base: pathlib.Path) -> list[pathlib.Path]:
-    """The tables of the root and of its split folders."""
+    """The tables of the root and of its split folders, or of images/ in them."""
     _, folders, _ = next(os.walk(base), ("", [], []))
     tables = []
-    inner = (base / name for name in sorted(folders) if not os.path.islink(base / name))
+    inner = (base / name for name in sorted(folders) if name != IMAGES and not os.path.islink(base / name))
     for folder in (base, *inner):
-        found = [folder / name for name in TABLES if os.path.lexists(folder / name)]
+        places = [folder / within / name for within in ("", IMAGES) for name in TABLES]
+        found = [place for place in places if os.path.lexists(place) and not os.path.islink(place.parent)]
         if len(found) > 1:
-            raise ConfigError(f"config key 'data.root': '{folder}' holds {' and '.join(TABLES)}: keep one of them")
+            held = " and ".join(str(place.relative_to(folder)) for place in found)
+            raise bad_root(f"'{folder}' holds {held}: keep one of them")
         if found and folder != base and folder.name not in SPLITS:
-            raise ConfigError(
-                f"config key 'data.root': table '{found[0]}' lies in a folder that is no split: name the folder"
-                f" {', '.join(SPLITS[:-1])} or {SPLITS[-1]}, or move the table to '{base}'"
+            raise bad_root(
+                f"table '{found[0]}' lies in a folder that is no split: name the folder {', '.join(SPLITS[:-1])} or"
+                f" {SPLITS[-1]}, or move the table to '{base}'"
             )
         tables += found
     return tables
 
 
-def _named(
-    base: pathlib.Path, tables: Sequence[pathlib.Path], images: set[pathlib.Path], skipped: list[Skip]
-) -> dict[pathlib.Path, Row]:
-    """Rows by the picture that they name; those that name none, or one again, go to `skipped`."""
+def _named(listing: Listing, tables: Iterable[pathlib.Path], images: set[pathlib.Path]) -> dict[pathlib.Path, Row]:
+    """Rows by the picture that they name; those that name none, or one again, are skipped."""
     named: dict[pathlib.Path, Row] = {}
-    for table in tables:
-        read = _csv if table.suffix == ".csv" else _json_lines
-        for row in read(base, table, skipped):
-            homes = row.home, row.home / "images"
-            image, reason = _lookup(base, homes, row.file_name, images, "row without image")
-            if image is None or image in named:
-                skipped.append(
-                    Skip(tidy(row.file_name)[:200] or row.where, reason or "row twice", row.where, picture=False)
-                )
-            else:
-                named[image] = row
+    for row in itertools.chain.from_iterable(_rows(listing, table) for table in tables):
+        image, reason = _lookup(listing.base, (row.home, row.above / IMAGES), row.file_name, images)
+        if image is None or image in named:
+            name = tidy(row.file_name)[:200] or row.where
+            listing.skip(name, reason or ("row twice" if image else "row without image"), row.where, picture=False)
+        else:
+            named[image] = row
     return named
 
 
-def _csv(base: pathlib.Path, table: pathlib.Path, skipped: list[Skip]) -> Iterator[Row]:
-    for number, cells in enumerate(table_rows(base, table, REQUIRED, skipped), 1):
-        name = cells.get("mask")
-        masks = None if name is None else (name,) if name.strip() else ()
-        yield _row(table, f"{shown(base, table)} row {number}", cells, masks)
-
-
-def _json_lines(base: pathlib.Path, table: pathlib.Path, skipped: list[Skip]) -> list[Row]:
-    """Rows of JSON lines; what is no object of plain values goes to `skipped`.
+def _rows(listing: Listing, table: pathlib.Path) -> Iterator[Row]:
+    """The rows of a table.
 
     Raises:
-      ConfigError: the table is unreadable, or no line has the required columns.
+      ConfigError: the table is unreadable or lacks a column, or a split is none.
     """
-    parsed: list[tuple[str, dict[str, Any]]] = []
+    above = table.parent.parent if table.parent.name == IMAGES and table.parent != listing.base else table.parent
+    for where, cells, masks in (_csv if table.suffix == ".csv" else _json_lines)(listing, table):
+        file_name, text, label, group, split = (cells.get(key, "") for key in KEYS)
+        split = split.strip().lower()
+        if split not in ("", *SPLITS):
+            raise ConfigError(
+                f"table '{table}' has an unknown split '{tidy(split)[:40]}' ({where}): write {', '.join(SPLITS)} or"
+                " nothing"
+            )
+        words = tidy(text), masks, tidy(label), tidy(group)
+        yield Row(table.parent, above, where, file_name.strip(), *words, split)
+
+
+Cells = tuple[str, Mapping[str, str], tuple[str, ...] | None]  # where they stand, by column, masks
+
+
+def _csv(listing: Listing, table: pathlib.Path) -> Iterator[Cells]:
+    for number, cells in enumerate(table_rows(listing, table, REQUIRED), 1):
+        name = cells.get("mask")
+        masks = None if name is None else (name,) if name.strip() else ()
+        yield f"{shown(listing.base, table)} row {number}", cells, masks
+
+
+def _json_lines(listing: Listing, table: pathlib.Path) -> Iterator[Cells]:
+    """Rows of JSON lines; what is no object of plain values is skipped."""
     try:
-        with open_text(base, table) as file:
-            lines = [(f"{shown(base, table)}:{number}", line) for number, line in enumerate(file, 1) if line.strip()]
+        with open_text(listing.base, table) as file:
+            lines = [(number, line) for number, line in enumerate(file, 1) if line.strip()]
     except OSError as error:
         raise ConfigError(f"table '{table}' cannot be read ({error.strerror}): make it readable") from error
-    for where, line in lines:
+    parsed: list[tuple[str, dict[str, Any]]] = []
+    for number, line in lines:
+        where = f"{shown(listing.base, table)}:{number}"
         try:
             # NaN is how a table with gaps is often written.
             row = json.loads(line, parse_constant=lambda _: None)
         except (ValueError, RecursionError) as error:
-            skipped.append(Skip(where, "unreadable row", f"no JSON: {str(error)[:200]}", picture=False))
-            continue
-        if _usable(row):
-            parsed.append((where, row))
+            wrong = f"no JSON: {str(error)[:200]}"
         else:
-            skipped.append(Skip(where, "unreadable row", "no object of plain values", picture=False))
-    absent = [name for name in REQUIRED if not any(name in row for _, row in parsed)]
-    if absent:
+            wrong = "" if _usable(row) else "no object of plain values"
+        if wrong:
+            listing.skip(where, "unreadable row", wrong, picture=False)
+        else:
+            parsed.append((where, row))
+    if absent := [name for name in REQUIRED if not any(name in row for _, row in parsed)]:
         raise ConfigError(f"table '{table}' has no key {', '.join(absent)} in any line: give each line both")
     has_masks = any("mask" in row for _, row in parsed)
-    rows = []
     for where, row in parsed:
         cells = {key: "" if row.get(key) is None else str(row[key]) for key in KEYS}
-        rows.append(_row(table, where, cells, _mask_names(row) if has_masks else None))
-    return rows
+        yield where, cells, _mask_names(row) if has_masks else None
 
 
 def _usable(row: Any) -> bool:
@@ -209,94 +219,59 @@ def _mask_names(row: dict[str, Any]) -> tuple[str, ...]:
     return tuple(name for name in (value if isinstance(value, list) else [value]) if name)
 
 
-def _row(table: pathlib.Path, where: str, cells: dict[str, str], masks: tuple[str, ...] | None) -> Row:
-    """A row of words.
-
-    Raises:
-      ConfigError: the split is none.
-    """
-    file_name, text, label, group, split = (cells.get(key, "") for key in KEYS)
-    split = split.strip().lower()
-    if split and split not in SPLITS:
-        raise ConfigError(
-            f"table '{table}' has an unknown split '{tidy(split)[:40]}' ({where}): write {', '.join(SPLITS)} or nothing"
-        )
-    return Row(table.parent, where, file_name.strip(), tidy(text), masks, tidy(label), tidy(group), split)
-
-
 def _lookup(
-    base: pathlib.Path, homes: Iterable[pathlib.Path], name: str, files: set[pathlib.Path], absent: str
+    base: pathlib.Path, homes: Iterable[pathlib.Path], name: str, files: set[pathlib.Path]
 ) -> tuple[pathlib.Path | None, str]:
-    """The one of `files` that a table names, or why there is none; nothing is looked up on disk."""
-    if os.path.isabs(name):
-        return None, "outside the root"
+    """The one of `files` that a table names, or None and perhaps why; nothing is looked up on disk."""
     for folder in homes:
         path = pathlib.Path(os.path.normpath(folder / name))
-        if path in files:
+        if not os.path.isabs(name) and path in files:
             return path, ""
-        if not path.is_relative_to(base):
+        if os.path.isabs(name) or not path.is_relative_to(base):
             return None, "outside the root"
-    return None, absent
+    return None, ""
 
 
-Found = tuple[tuple[pathlib.Path, ...], str, str]
+Found = tuple[Files, str, str]  # masks, or reason and detail
 
 
-def _masks(base: pathlib.Path, row: Row, files: set[pathlib.Path]) -> Found | None:
-    """The masks that a row names, or reason and detail; None where the table names none."""
-    if row.masks is None:
-        return None
-    found = []
-    for name in row.masks:
-        path, reason = _lookup(base, (row.home / "masks", row.home), name, files, "no mask")
-        reason = reason if path is None else fault(base, path)
-        if path is None or reason:
-            return (), reason, f"mask '{tidy(name)[:200]}'"
-        found.append(path)
-    return tuple(found), "", ""
+def _masks(base: pathlib.Path, row: Row, files: set[pathlib.Path]) -> Found:
+    """The masks that a row names."""
+    found: Files = ()
+    for name in row.masks or ():
+        path, reason = _lookup(base, (row.above / MASKS, row.above, row.home), name, files)
+        if path is None or (reason := fault(base, path)):
+            return (), reason or "no mask", f"mask '{tidy(name)[:200]}'"
+        found += (path,)
+    return found, "", ""
 
 
-def _of_same_name(
-    base: pathlib.Path, image: pathlib.Path, by_name: dict[tuple[str, str], tuple[pathlib.Path, ...]]
-) -> Found:
-    """The masks that share a picture's name, or reason and detail."""
-    section, parts = _section(base, image)
-    found = by_name.get((section, _stem("/".join(parts[1:] if parts[0] == "images" else parts))), ())
-    reason = next((reason for path in found if (reason := fault(base, path))), "")
-    if not found and any(key[0] == section for key in by_name):
-        reason = "no mask"
-    return ((), reason, "its mask" if found else "") if reason else (found, "", "")
+def _of_same_name(base: pathlib.Path, image: pathlib.Path, by_name: Mapping[Place, Files]) -> Found:
+    """The masks that share a picture's name."""
+    section, name = _place(base, image)
+    found = by_name.get((section, _stem(name)), ())
+    if reason := next((reason for path in found if (reason := fault(base, path))), ""):
+        return (), reason, "its mask"
+    return found, "no mask" if not found and any(key[0] == section for key in by_name) else "", ""
 
 
-def _by_name(base: pathlib.Path, masks: Iterable[pathlib.Path]) -> dict[tuple[str, str], tuple[pathlib.Path, ...]]:
-    """Files of each masks/ by the split folder and the name, less suffix, of the picture that they belong to."""
-    by_name: dict[tuple[str, str], tuple[pathlib.Path, ...]] = {}
-    for path in sorted(path for path in masks if _in_masks(base, path)):
-        section, parts = _section(base, path)
-        key = section, _stem("/".join(parts[1:]))
-        by_name[key] = (*by_name.get(key, ()), path)
-    return by_name
-
-
-def _split(base: pathlib.Path, image: pathlib.Path, row: Row) -> str:
-    section, _ = _section(base, image)
-    if section and row.split and section != row.split:
+def _split(base: pathlib.Path, image: pathlib.Path, row: Row | None) -> str:
+    """The split that the row says, else that of the folder."""
+    section, _ = _place(base, image)
+    if row and section and row.split and section != row.split:
         raise ConfigError(
             f"{row.where} says split '{row.split}' of a picture in folder '{section}': correct one of them"
         )
-    return row.split or section
+    return row.split if row and row.split else section
 
 
-def _section(base: pathlib.Path, path: pathlib.Path) -> tuple[str, tuple[str, ...]]:
-    """The split folder that a file lies in ("" for the root itself), and the parts of its path there."""
-    parts = path.relative_to(base).parts
-    return (parts[0], parts[1:]) if parts[0] in SPLITS and len(parts) > 1 else ("", parts)
-
-
-def _in_masks(base: pathlib.Path, path: pathlib.Path) -> bool:
-    _, parts = _section(base, path)
-    return len(parts) > 1 and parts[0] == "masks"
+def _place(base: pathlib.Path, path: pathlib.Path) -> Place:
+    first, *inner = path.relative_to(base).parts
+    return (first, "/".join(inner)) if first in SPLITS and inner else ("", "/".join((first, *inner)))
 
 
 def _stem(name: str) -> str:
+    """What a picture and its mask have in common: their path, less images/ or masks/ and the suffix."""
+    first, _, rest = name.partition("/")
+    name = rest if first in (IMAGES, MASKS) else name
     return os.path.splitext(name[:-3] if name.lower().endswith(".nii.gz") else name)[0]

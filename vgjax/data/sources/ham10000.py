@@ -13,30 +13,20 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import pathlib
-from typing import NamedTuple
 
-from vgjax.config import ConfigError
 from vgjax.data.caption.words import SKIN
-from vgjax.data.entries import Entry, Index, Skip, fault, find, home, shown
+from vgjax.data.entries import SUFFIXES, Entry, Index, Listing, bad_root, fault, find, home
 from vgjax.data.prepare.plan import FileSource
+from vgjax.data.read.tables import read_text
 
 CLASSES = ("akiec", "bcc", "bkl", "df", "mel", "nv", "vasc")
 MASK = "_segmentation"
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
-TABLE = "ham10000_metadata"
-TABLE_SUFFIXES = ("", ".csv", ".tab", ".tsv", ".txt")
+TABLES = tuple("ham10000_metadata" + suffix for suffix in ("", ".csv", ".tab", ".tsv", ".txt"))
+COLUMNS = ("image_id", "lesion_id", "dx")
 
 
-class Row(NamedTuple):
-    """What the table says of an image."""
-
-    lesion: str
-    label: str
-
-
-def check(root: str) -> None:
+def check(root: str) -> pathlib.Path:
     """Validates the layout by names alone.
 
     Raises:
@@ -44,107 +34,72 @@ def check(root: str) -> None:
     """
     base = home(root, "the folder that holds HAM10000_metadata.csv")
     _tables(base)
-    masks = [_is_mask(path) for path in find(base, SUFFIXES)]
-    if all(masks):
-        raise ConfigError(f"config key 'data.root': '{root}' holds no image: unpack HAM10000_images_part_1 and 2 there")
-    if not any(masks):
-        raise ConfigError(
-            f"config key 'data.root': '{root}' holds no mask: unpack HAM10000_segmentations_lesion_tschandl there"
-        )
+    kinds = {_kind_and_id(path)[0] for path in find(base, SUFFIXES)}
+    if "image" not in kinds:
+        raise bad_root(f"'{root}' holds no image: unpack HAM10000_images_part_1 and 2 there")
+    if "mask" not in kinds:
+        raise bad_root(f"'{root}' holds no mask: unpack HAM10000_segmentations_lesion_tschandl there")
+    return base
 
 
 def index(root: str) -> Index:
-    """All images, masks and rows below the root.
-
-    A name that leads nowhere or out of the root counts as a present picture; what macOS leaves behind ("__MACOSX",
-    "._x.jpg") does not. An id of the table is compared with names of files, and never looked up as a path.
+    """All images, masks and rows below the root; an id is compared with names of files, never looked up as a path.
 
     Raises:
       ConfigError: see `check`; or the table cannot be read or lacks a column; or no picture can be used.
     """
-    check(root)
-    base = home(root, "the folder that holds HAM10000_metadata.csv")
+    base = check(root)
+    listing = Listing(base)
     table, *others = _tables(base)
-    skipped = [Skip(shown(base, path), "another table", picture=False) for path in others]
-    rows = _read(base, table, skipped)
-    images, masks, present = _files(base, skipped)
-    entries = []
+    for path in others:
+        listing.skip(path, "another table", picture=False)
+    rows = _read(listing, table)
+    images, masks = listing.images_and_masks(_kind_and_id)
     for name, image in sorted(images.items()):
-        row = rows.get(name)
+        lesion, label = rows.get(name) or ("", "")
         if name not in rows:
-            skipped.append(Skip(shown(base, image), "image without row"))
-        elif row is None:
-            skipped.append(Skip(shown(base, image), "rows disagree"))
-        elif not row.lesion:  # it could cross splits
-            skipped.append(Skip(shown(base, image), "row without lesion"))
-        elif row.label not in (*CLASSES, ""):  # the fields of the row have shifted
-            skipped.append(Skip(shown(base, image), "unknown class", row.label[:200]))
+            listing.skip(image, "image without row")
+        elif rows[name] is None:
+            listing.skip(image, "rows disagree")
+        elif not lesion:  # it could cross splits
+            listing.skip(image, "row without lesion")
+        elif label not in (*CLASSES, ""):  # the fields of the row have shifted
+            listing.skip(image, "unknown class", label[:200])
         elif name not in masks:
-            skipped.append(Skip(shown(base, image), "no mask"))
+            listing.skip(image, "no mask")
         else:
-            entries.append(Entry(id=name, image=image, masks=(masks[name],), label=row.label, group=row.lesion))
+            listing.add(Entry(name, image, (masks[name],), label=label, group=lesion))
     for name in sorted(rows.keys() - images.keys()):
-        skipped.append(Skip(name[:200], "row without image", picture=False))
+        listing.skip(name[:200], "row without image", picture=False)
     for name in sorted(masks.keys() - images.keys()):
-        skipped.append(Skip(shown(base, masks[name]), "mask without image", picture=False))
-    return Index(tuple(entries), tuple(skipped), present).check(root)
+        listing.skip(masks[name], "mask without image", picture=False)
+    return listing.index(root)
 
 
 SOURCE = FileSource(check, index, SKIN)
 
 
-def _files(base: pathlib.Path, skipped: list[Skip]) -> tuple[dict[str, pathlib.Path], dict[str, pathlib.Path], int]:
-    """Images and masks by image id, and how many images there are; the unusable go to `skipped`."""
-    images: dict[str, pathlib.Path] = {}
-    masks: dict[str, pathlib.Path] = {}
-    present = 0
-    for path in find(base, SUFFIXES):
-        is_mask = _is_mask(path)
-        name = path.stem[: -len(MASK)] if is_mask else path.stem
-        files = masks if is_mask else images
-        reason = fault(base, path)
-        if not reason and name in files:
-            reason = f"same {'mask' if is_mask else 'image'} twice"
-        if reason:
-            skipped.append(Skip(shown(base, path), reason, picture=not is_mask))
-        else:
-            files[name] = path
-        present += not is_mask
-    return images, masks, present
-
-
-def _read(base: pathlib.Path, table: pathlib.Path, skipped: list[Skip]) -> dict[str, Row | None]:
-    """Rows by image id, None where several contradict one another; all but the first of an id go to `skipped`.
+def _read(listing: Listing, table: pathlib.Path) -> dict[str, tuple[str, str] | None]:
+    """Lesion and class by image id, None where rows contradict one another; all but the first of an id are skipped.
 
     Raises:
       ConfigError: the table is unreadable or empty, or lacks a column.
     """
-    try:
-        text = table.read_bytes().decode("utf-8-sig", errors="replace")
-    except OSError as error:
-        raise ConfigError(
-            f"config key 'data.root': table '{table}' cannot be read ({error.strerror}): make it readable"
-        ) from error
-    lines = _lines(text)
+    lines = _lines(read_text(table))
     header = [cell.strip().lower() for cell in lines[0]] if lines else []
-    absent = [name for name in ("image_id", "lesion_id", "dx") if name not in header]
-    if absent:
-        raise ConfigError(
-            f"config key 'data.root': table '{table}' has no column {', '.join(absent)}: take the archive's own table"
-        )
-    columns = [header.index(name) for name in ("image_id", "lesion_id", "dx")]
-    rows: dict[str, Row | None] = {}
-    where = shown(base, table)
+    if absent := [name for name in COLUMNS if name not in header]:
+        raise bad_root(f"table '{table}' has no column {', '.join(absent)}: take the archive's own table")
+    columns = [header.index(name) for name in COLUMNS]
+    rows: dict[str, tuple[str, str] | None] = {}
     for line in lines[1:]:
-        name, *said = (line[i].strip() if i < len(line) else "" for i in columns)
-        row = Row(*said)
+        name, lesion, label = (line[i].strip() if i < len(line) else "" for i in columns)
         if not name:
-            skipped.append(Skip(where, "row without image_id", ",".join(line)[:200], picture=False))
+            listing.skip(table, "row without image_id", ",".join(line)[:200], picture=False)
         elif name in rows:
-            skipped.append(Skip(name[:200], "row twice", picture=False))
-            rows[name] = row if row == rows[name] else None
+            listing.skip(name[:200], "row twice", picture=False)
+            rows[name] = rows[name] if rows[name] == (lesion, label) else None
         else:
-            rows[name] = row
+            rows[name] = lesion, label
     return rows
 
 
@@ -162,14 +117,11 @@ def _lines(text: str) -> list[list[str]]:
 
 def _tables(base: pathlib.Path) -> list[pathlib.Path]:
     """Usable files named like the table, the least nested first; at least one."""
-    named = (path for path in find(base, TABLE_SUFFIXES) if os.path.splitext(path.name)[0].lower() == TABLE)
-    tables = [path for path in named if not fault(base, path)]
+    tables = [path for path in find(base, TABLES) if path.name.lower() in TABLES and not fault(base, path)]
     if not tables:
-        raise ConfigError(
-            f"config key 'data.root': '{base}' has no HAM10000_metadata.csv: name the folder that has it and the images"
-        )
+        raise bad_root(f"'{base}' has no HAM10000_metadata.csv: name the folder that has it and the images")
     return sorted(tables, key=lambda path: (len(path.parts), path))
 
 
-def _is_mask(path: pathlib.Path) -> bool:
-    return path.stem.lower().endswith(MASK)
+def _kind_and_id(path: pathlib.Path) -> tuple[str, str]:
+    return ("mask", path.stem[: -len(MASK)]) if path.stem.lower().endswith(MASK) else ("image", path.stem)

@@ -18,12 +18,14 @@ their pictures are present.
 
 from __future__ import annotations
 
+import functools
+import itertools
 import math
 import os
 import pathlib
 import re
 import zlib
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -31,9 +33,9 @@ import numpy as np
 from vgjax.config import ConfigError
 from vgjax.data.caption.reports import caption
 from vgjax.data.caption.words import LUNGS
-from vgjax.data.entries import Entry, Index, RunLengths, Skip, fault, find, home, inside, shown
+from vgjax.data.entries import Entry, Index, Listing, RunLengths, bad_root, check_links, fault, find, home, inside
 from vgjax.data.prepare.plan import FileSource
-from vgjax.data.read.tables import MAX_TEXT, table_rows, tidy
+from vgjax.data.read.tables import table_rows, tidy
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".dcm")
 SPLITS = {"train": "train", "validate": "validation", "test": "test"}
@@ -91,22 +93,19 @@ class Image(NamedTuple):
     split: str
 
 
-def check(root: str) -> None:
+def check(root: str) -> pathlib.Path:
     """Validates the layout by names alone.
 
     Raises:
       ConfigError: the folder is missing or has another layout.
     """
     base = home(root, HOLDS)
-    absent = [f"mimic-cxr-*-{kind}.csv" for kind in ("split", "metadata") if not _table(base, kind)]
-    if not os.path.isdir(base / "files"):
-        absent.insert(0, "folder files/")
+    absent = [] if os.path.isdir(base / "files") else ["folder files/"]
+    absent += [f"mimic-cxr-*-{kind}.csv" for kind in ("split", "metadata") if not _table(base, kind)]
     if absent:
-        raise ConfigError(f"config key 'data.root': '{root}' has no {' and no '.join(absent)}: name {HOLDS}")
-    if not inside(base, base / "files"):
-        raise ConfigError(
-            f"config key 'data.root': '{base / 'files'}' links out of '{root}': replace it by the folder itself"
-        )
+        raise bad_root(f"'{root}' has no {' and no '.join(absent)}: name {HOLDS}")
+    check_links(base, ["files"])
+    return base
 
 
 def index(root: str) -> Index:
@@ -118,27 +117,18 @@ def index(root: str) -> Index:
       ConfigError: see `check`; or a table cannot be read or lacks a column; or there are tables of CheXmask but none of
         MIMIC-CXR; or no picture can be used.
     """
-    check(root)
-    base = home(root, HOLDS)
-    skipped: list[Skip] = []
-    files = find(base / "files", SUFFIXES)
-    images = _frontal(base, files, skipped)
-    labels = _labels(base, {image.study for image in images.values()}, skipped)
-    masks = _masks(base, images, skipped)
-    reports: dict[str, tuple[str, str, str]] = {}
-    entries = []
+    listing = Listing(check(root))
+    images = _frontal(listing)
+    labels = _labels(listing, {image.study for image in images.values()})
+    masks = _masks(listing, images)
+    report = functools.cache(_report)
     for name, (path, subject, study, split) in sorted(images.items()):
-        if study not in reports:
-            reports[study] = _report(base, path.parent)
-        text, reason, detail = reports[study]
-        if masks is not None and not masks.get(name):
+        text, reason, detail = report(listing.base, path.parent)
+        shapes = masks.get(name, ()) if masks is not None else ()
+        if masks is not None and not shapes:
             reason, detail = "no lung mask of quality", ""
-        if reason:
-            skipped.append(Skip(shown(base, path), reason, detail))
-        else:
-            shapes = masks[name] if masks else ()
-            entries.append(Entry(name, path, shapes, text, labels.get(study, ""), subject, split))
-    return Index(tuple(entries), tuple(skipped), len(files)).check(root)
+        listing.add(Entry(name, path, shapes, text, labels.get(study, ""), subject, split), reason, detail)
+    return listing.index(root)
 
 
 SOURCE = FileSource(check, index, LUNGS)
@@ -159,55 +149,52 @@ def _collect(
     others = 0
     for row in rows:
         name = row[key].strip()
-        if name not in wanted:
-            others += 1
-        elif name not in found:
+        others += name not in wanted
+        if name in wanted and name not in found:
             found[name] = value(row)
     return found, others
 
 
-def _frontal(base: pathlib.Path, files: Sequence[pathlib.Path], skipped: list[Skip]) -> dict[str, Image]:
+def _frontal(listing: Listing) -> dict[str, Image]:
     """Frontal images that the tables know, by id."""
+    base = listing.base
     present: dict[str, pathlib.Path] = {}
-    for path in files:
+    for path in find(base / "files", SUFFIXES):
+        listing.present += 1
         if reason := fault(base, path) or ("same image twice" if path.stem in present else ""):
-            skipped.append(Skip(shown(base, path), reason))
+            listing.skip(path, reason)
         else:
             present[path.stem] = path
     columns = ("dicom_id", "study_id", "subject_id", "split")
-    tables = {kind: table for kind in ("split", "metadata") if (table := _table(base, kind))}
-    rows = table_rows(base, tables["split"], columns, skipped)
-    ids, others = _collect(rows, "dicom_id", present, lambda row: tuple(row[name].strip() for name in columns[1:]))
+    split_table, metadata = (_table(base, kind) or base for kind in ("split", "metadata"))  # both are there: `check`
+    rows = table_rows(listing, split_table, columns)
+    ids, others = _collect(rows, "dicom_id", present, lambda row: [row[name].strip() for name in columns[1:]])
     if others:
-        skipped.append(Skip(tables["split"].name, "row without image", f"{others} rows", picture=False))
-    rows = table_rows(base, tables["metadata"], ("dicom_id", "ViewPosition"), skipped)
+        listing.skip(split_table.name, "row without image", f"{others} rows", picture=False)
+    rows = table_rows(listing, metadata, ("dicom_id", "ViewPosition"))
     views, _ = _collect(rows, "dicom_id", present, lambda row: tidy(row["ViewPosition"]).upper()[:40])
     images = {}
     for name, path in present.items():
         study, subject, split = ids.get(name, ("", "", ""))
         if name not in ids or name not in views:
-            reason, detail = "image without row", tables["metadata" if name in ids else "split"].name
+            listing.skip(path, "image without row", (metadata if name in ids else split_table).name)
         elif (path.parent.name, path.parent.parent.name) != (f"s{study}", f"p{subject}"):
             # The folder leads to the report, the table to the patient: a caption of another patient would be worse.
-            reason, detail = "folder and table disagree", tidy(f"p{subject}/s{study}")[:80]
+            listing.skip(path, "folder and table disagree", tidy(f"p{subject}/s{study}")[:80])
         elif split not in SPLITS:
-            reason, detail = "unknown split", tidy(split)[:40]
+            listing.skip(path, "unknown split", tidy(split)[:40])
         elif views[name] not in FRONTAL:
-            reason, detail = "not a frontal view", views[name] or "view unknown"
+            listing.skip(path, "not a frontal view", views[name] or "view unknown")
         else:
             images[name] = Image(path, subject, study, SPLITS[split])
-            continue
-        skipped.append(Skip(shown(base, path), reason, detail))
     return images
 
 
-def _labels(base: pathlib.Path, studies: Container[str], skipped: list[Skip]) -> dict[str, str]:
+def _labels(listing: Listing, studies: Container[str]) -> dict[str, str]:
     """The label of each study; empty where there is no table."""
-    table = _table(base, "chexpert")
-    if not table:
-        return {}
-    rows = table_rows(base, table, ("study_id", *FINDINGS), skipped)
-    return _collect(rows, "study_id", studies, label_of)[0]
+    if table := _table(listing.base, "chexpert"):
+        return _collect(table_rows(listing, table, ("study_id", *FINDINGS)), "study_id", studies, label_of)[0]
+    return {}
 
 
 def label_of(row: Mapping[str, str]) -> str:
@@ -215,13 +202,12 @@ def label_of(row: Mapping[str, str]) -> str:
     return next((name for name in FINDINGS if _number(row[name]) == 1), "")
 
 
-def _masks(base: pathlib.Path, wanted: Container[str], skipped: list[Skip]) -> dict[str, Masks] | None:
+def _masks(listing: Listing, wanted: Container[str]) -> dict[str, Masks] | None:
     """Both lungs of each image, none at all where they are not of quality; None where there is no CheXmask."""
-    tables = _chexmask(base)
-    masks: dict[str, Masks] = {}
-    for table in tables:
-        masks = _collect(table_rows(base, table, CHEXMASK, skipped), "dicom_id", wanted, lungs_of)[0] | masks
-    return masks if tables else None
+    if not (tables := _chexmask(listing.base)):
+        return None
+    rows = itertools.chain.from_iterable(table_rows(listing, table, CHEXMASK) for table in tables)
+    return _collect(rows, "dicom_id", wanted, lungs_of)[0]
 
 
 def lungs_of(row: Mapping[str, str]) -> Masks:
@@ -252,13 +238,13 @@ def _chexmask(base: pathlib.Path) -> list[pathlib.Path]:
         if "preprocessed" in str(path.relative_to(base)).lower():
             continue
         try:
-            next(table_rows(base, path, CHEXMASK, []), None)
+            next(table_rows(Listing(base), path, CHEXMASK), None)
             tables.append(path)
         except ConfigError as error:
             refusal = str(error)
     if homes and not tables:
-        raise ConfigError(
-            f"config key 'data.root': '{homes[0]}' holds no table of MIMIC-CXR masks ({refusal}): download CheXmask's"
+        raise bad_root(
+            f"'{homes[0]}' holds no table of MIMIC-CXR masks ({refusal}): download CheXmask's"
             " OriginalResolution/MIMIC-CXR-JPG.csv, or remove the folder"
         )
     return tables
@@ -267,22 +253,18 @@ def _chexmask(base: pathlib.Path) -> list[pathlib.Path]:
 def _report(base: pathlib.Path, study: pathlib.Path) -> tuple[str, str, str]:
     """Caption of a study's report, "" where there is none; or reason and detail for not using the study."""
     name = study.relative_to(base).with_name(study.name + ".txt")
-    for path in (base / name, base / "mimic-cxr-reports" / name):
-        if not os.path.lexists(path):
-            continue
-        if not inside(base, path):
-            return "", "outside the root", "its report"
-        if not os.path.isfile(path):
-            return "", "unreadable report", "not a file"
-        try:
-            with open(path, encoding="utf-8", errors="replace") as file:
-                text = tidy(caption(file.read(MAX_REPORT)))
-        except OSError as error:
-            return "", "unreadable report", str(error.strerror)
-        if len(text) > MAX_TEXT:
-            return "", "caption too long", f"{len(text)} characters, at most {MAX_TEXT}"
-        return text, "", ""
-    return "", "", ""
+    path = next(filter(os.path.lexists, (base / name, base / "mimic-cxr-reports" / name)), None)
+    if not path:
+        return "", "", ""
+    if not inside(base, path):
+        return "", "outside the root", "its report"
+    if not os.path.isfile(path):
+        return "", "unreadable report", "not a file"
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            return tidy(caption(file.read(MAX_REPORT))), "", ""
+    except OSError as error:
+        return "", "unreadable report", str(error.strerror)
 
 
 def _number(text: str) -> float:

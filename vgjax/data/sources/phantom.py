@@ -8,7 +8,6 @@ whole image. Lengths below are pixels of a 32x32 image and scale with the image;
 
 from __future__ import annotations
 
-import functools
 import pathlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -122,7 +121,11 @@ def render(
     Raises:
       ValueError: a size below 32 or an unknown level.
     """
-    _check(factors, size)
+    if size < REFERENCE_SIZE:
+        raise ValueError(f"size is {size} pixels: use at least {REFERENCE_SIZE}")
+    for name, levels in FACTORS.items():
+        if factors.get(name) not in levels:
+            raise ValueError(f"factor {name!r} is {factors.get(name)!r}: choose among {list(levels)}")
     scale = size / REFERENCE_SIZE
     rows, columns = _pixel_centres(size)
     coverage = _main_lesion(factors, rng, size)
@@ -154,16 +157,7 @@ def items(split: str, count: int, seed: int, size: int = REFERENCE_SIZE) -> Iter
         named = choose_named(rng)
         caption = describe(factors, rng, named)
         image, mask = render(factors, rng, size)
-        yield Item(
-            id=f"{split}-{i:06d}",
-            split=split,
-            image=image,
-            mask=mask,
-            caption=caption,
-            label=class_label(factors),
-            factors=factors,
-            named=named,
-        )
+        yield Item(f"{split}-{i:06d}", split, image, mask, caption, class_label(factors), factors, named)
 
 
 class Phantom:
@@ -183,22 +177,22 @@ class Phantom:
             raise ConfigError(
                 f"config key 'data.image_size' is {c.image_size}: phantoms need at least {REFERENCE_SIZE} pixels"
             )
-        counts = {"train": c.train_items, "validation": c.validation_items, "test": c.test_items}
+        counts = zip(SPLITS, (c.train_items, c.validation_items, c.test_items), strict=True)
+        drawn = (item for split, count in counts for item in items(split, count, config.seed, c.image_size))
         rows: dict[str, dict[str, dict[str, Any]]] = {split: {} for split in SPLITS}
         pictures = []
-        with tqdm(desc="drawing", unit="image", mininterval=1.0) as bar:
-            for split in SPLITS:
-                for item in items(split, counts[split], config.seed, c.image_size):
-                    pictures.append((item.id, to_png(item.image), to_png(item.mask)))
-                    texts = {"caption": item.caption, "label": item.label, "group": ""}
-                    rows[split][item.id] = {**texts, "factors": item.factors, "named": item.named}
-                    bar.update()
+        for item in tqdm(drawn, desc="drawing", unit="image", mininterval=1.0):
+            pictures.append((item.id, to_png(item.image), to_png(item.mask)))
+            texts = {"caption": item.caption, "label": item.label, "group": ""}
+            rows[item.split][item.id] = {**texts, "factors": item.factors, "named": item.named}
         return Plan(rows, lambda: pictures, present=len(pictures))
 
     def reader(self, thresholds: Thresholds) -> Reader:
         """Reads every factor from the pixels alone; levels are uniform, so chance is one among them."""
+        channels = dict.fromkeys(ANATOMY, "anatomy") | dict.fromkeys(MODALITY, "modality")
         return Reader(
-            channels={factor: "anatomy" if factor in ANATOMY else "modality" for factor in FACTORS},
+            channels=channels,
+            described=channels,
             read=lambda pictures, lesion: phantom_reading.measure_many(pictures),
             chance=lambda requested, factor: 1.0 / len(FACTORS[factor]),
             describe=describe,
@@ -208,19 +202,9 @@ class Phantom:
 SOURCE = Phantom()
 
 
-def _check(factors: Mapping[str, str], size: int) -> None:
-    if size < REFERENCE_SIZE:
-        raise ValueError(f"size is {size} pixels: use at least {REFERENCE_SIZE}")
-    for name, levels in FACTORS.items():
-        if factors.get(name) not in levels:
-            raise ValueError(f"factor {name!r} is {factors.get(name)!r}: choose among {list(levels)}")
-
-
-@functools.lru_cache(maxsize=4)
-def _pixel_centres(size: int) -> tuple[np.ndarray, np.ndarray]:
+def _pixel_centres(size: int) -> tuple[np.ndarray, ...]:
     """Row and column of each pixel's centre, (H, 1) and (1, W)."""
-    centres = np.arange(size) + 0.5
-    return centres[:, None], centres[None, :]
+    return np.ogrid[0.5:size, 0.5:size]
 
 
 def _main_lesion(factors: Mapping[str, str], rng: np.random.Generator, size: int) -> np.ndarray:
@@ -254,10 +238,7 @@ def _outline(shape: str, angle: np.ndarray, stretch: float) -> tuple[np.ndarray,
 def _satellite_centres(
     coverage: np.ndarray, count: int, rng: np.random.Generator, scale: float
 ) -> list[tuple[float, float]]:
-    """The `count` sites farthest from the main lesion, jittered.
-
-    Always the farthest: the picture then follows from the factors, but for sites equally far.
-    """
+    """The `count` sites farthest from the main lesion (so that the picture follows from the factors), jittered."""
     clearance = ndimage.distance_transform_edt(coverage < 0.5)
     distance = np.array([clearance[int(y * scale), int(x * scale)] for y, x in SATELLITE_SITES])
     order = rng.permutation(len(SATELLITE_SITES))

@@ -9,14 +9,15 @@ part of a level before its reading changes.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Iterable, Mapping
+from typing import NamedTuple
 
 import numpy as np
 from scipy import ndimage
 from skimage import transform
 
+NAMES = ("position", "size", "shape", "count", "colour", "brightness", "contrast", "texture", "blur")
 SIDE = 32
 POSITION_ROWS, POSITION_COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
 POSITION_LIMITS = (13.375, 18.625)  # between the cells, along either axis
@@ -54,45 +55,25 @@ _Y, _X = np.mgrid[:SIDE, :SIDE] + 0.5
 _CARRIER = np.exp(2j * np.pi * _Y / LINE_PERIOD)
 
 
-@dataclasses.dataclass(frozen=True)
-class Surroundings:
-    """What is left of an image once lesion and scan lines are taken away.
+class Surroundings(NamedTuple):
+    """What is left of an image once lesion and scan lines are taken away."""
 
-    Attributes:
-      level: luminance of the background.
-      line_amplitude: of horizontal lines of period `LINE_PERIOD`.
-      depth_map: (H, W) background less luminance, without the lines: positive in a lesion.
-      clear: (H, W) bool, pixels away from any lesion.
-    """
-
-    level: float
-    line_amplitude: float
-    depth_map: np.ndarray
-    clear: np.ndarray
+    level: float  # luminance of the background
+    line_amplitude: float  # of horizontal lines of period `LINE_PERIOD`
+    depth_map: np.ndarray  # (H, W) background less luminance, without the lines: positive in a lesion
+    clear: np.ndarray  # (H, W) bool, pixels away from any lesion
 
 
-@dataclasses.dataclass(frozen=True)
-class Lesion:
-    """The main lesion.
+class Lesion(NamedTuple):
+    """The main lesion."""
 
-    Attributes:
-      y, x: centroid.
-      depth: how much darker than its surroundings its core is.
-      area: its mass divided by its depth.
-      region: (H, W) bool, the lesion and its fading border, without the satellites.
-      satellites: number of further blobs.
-    """
-
-    y: float
+    y: float  # of the centroid, like x
     x: float
-    depth: float
-    area: float
-    region: np.ndarray
-    satellites: int
-
-    @property
-    def radius(self) -> float:
-        return float(np.sqrt(self.area / np.pi))
+    depth: float  # how much darker than its surroundings its core is
+    area: float  # its mass divided by its depth
+    radius: float  # of the disc of that area
+    region: np.ndarray  # (H, W) bool, the lesion and its fading border, without the satellites
+    satellites: int  # number of further blobs
 
 
 def measure(image: np.ndarray) -> dict[str, str | None]:
@@ -107,14 +88,10 @@ def measure(image: np.ndarray) -> dict[str, str | None]:
     rgb = _reference_image(image)
     luminance = rgb.mean(axis=-1)
     around = _surroundings(luminance)
-    levels: dict[str, str | None] = dict.fromkeys(("position", "size", "shape", "count"))
-    levels |= {
-        "colour": _colour(rgb),
-        "brightness": _level(around.level, BRIGHTNESS_LEVELS),
-        "contrast": None,
-        "texture": _texture(around),
-        "blur": None,
-    }
+    levels: dict[str, str | None] = dict.fromkeys(NAMES)
+    levels["colour"] = _colour(rgb)
+    levels["brightness"] = _level(around.level, BRIGHTNESS_LEVELS)
+    levels["texture"] = _texture(around)
     lesion = _find_lesion(around)
     if lesion is None:
         return levels
@@ -122,14 +99,14 @@ def measure(image: np.ndarray) -> dict[str, str | None]:
     shape = _shape(around, lesion, edge)
     core = _core(lesion, edge, shape)
     row, column = (int(np.searchsorted(POSITION_LIMITS, v)) for v in (lesion.y, lesion.x))
-    name = f"{POSITION_ROWS[row]} {POSITION_COLUMNS[column]}"
-    levels["position"] = "centre" if name == "middle centre" else name
-    levels["size"] = _level(lesion.area * core, AREA_LEVELS)
-    levels["shape"] = shape
-    levels["count"] = COUNT_LEVELS.get(lesion.satellites)
-    levels["contrast"] = _level(lesion.depth / core, CONTRAST_LEVELS)
-    levels["blur"] = _level(edge, BLUR_LEVELS)
-    return levels
+    return levels | {
+        "position": f"{POSITION_ROWS[row]} {POSITION_COLUMNS[column]}".replace("middle centre", "centre"),
+        "size": _level(lesion.area * core, AREA_LEVELS),
+        "shape": shape,
+        "count": COUNT_LEVELS.get(lesion.satellites),
+        "contrast": _level(lesion.depth / core, CONTRAST_LEVELS),
+        "blur": _level(edge, BLUR_LEVELS),
+    }
 
 
 def measure_many(images: Iterable[np.ndarray]) -> list[Mapping[str, str | None]]:
@@ -149,8 +126,6 @@ def _reference_image(image: np.ndarray) -> np.ndarray:
     else:
         raise ValueError(f"the image is {image.dtype}: give uint8, or float in [-1, 1]")
     height, width = rgb.shape[:2]
-    if (height, width) == (SIDE, SIDE):
-        return rgb
     if height % SIDE == 0 and width % SIDE == 0:
         return rgb.reshape(SIDE, height // SIDE, SIDE, width // SIDE, 3).mean(axis=(1, 3))
     return transform.resize(rgb, (SIDE, SIDE), anti_aliasing=True)
@@ -174,8 +149,7 @@ def _surroundings(luminance: np.ndarray) -> Surroundings:
         # A lesion never fills the image; if it seems to, the level is off and all pixels have to be heard again.
         clear = ~shadow if shadow.mean() < 0.8 else np.ones_like(shadow)
     level = float(np.median(plain[clear]))
-    lines = float(np.abs(amplitude[clear]).mean())
-    return Surroundings(level=level, line_amplitude=lines, depth_map=level - plain, clear=clear)
+    return Surroundings(level, float(np.abs(amplitude[clear]).mean()), level - plain, clear)
 
 
 def _find_lesion(around: Surroundings) -> Lesion | None:
@@ -196,14 +170,9 @@ def _find_lesion(around: Surroundings) -> Lesion | None:
     if depth < LEAST_DEPTH or mass <= 0.0:
         return None
     least = LEAST_SATELLITE * SATELLITE_AREA * depth
-    return Lesion(
-        y=float((depth_map * _Y)[region].sum() / mass),
-        x=float((depth_map * _X)[region].sum() / mass),
-        depth=depth,
-        area=mass / depth,
-        region=region,
-        satellites=int((masses >= least).sum()) - int(masses.max() >= least),
-    )
+    y, x = (float((depth_map * axis)[region].sum() / mass) for axis in (_Y, _X))
+    area, satellites = mass / depth, int((masses >= least).sum()) - int(masses.max() >= least)
+    return Lesion(y, x, depth, area, float(np.sqrt(area / np.pi)), region, satellites)
 
 
 def _shape(around: Surroundings, lesion: Lesion, edge: float) -> str:
@@ -224,13 +193,9 @@ def _shape(around: Surroundings, lesion: Lesion, edge: float) -> str:
 
 
 def _core(lesion: Lesion, edge: float, shape: str) -> float:
-    """Share of the depth that is left in the core of a lesion after blur."""
-    return 1.0 - min(CORE_LOSS[shape] * (_variance(edge) / lesion.radius**2) ** 2, 0.4)
-
-
-def _variance(edge: float) -> float:
-    """Square of the blur width, pixels, of an edge of relative slope `edge`."""
-    return float(np.clip((BAND_SLOPE / max(edge, 1e-3)) ** 2 - OWN_VARIANCE, 0.0, 6.0))
+    """Share of the depth that is left in the core of a lesion after blur, told from the slope of its edge."""
+    variance = float(np.clip((BAND_SLOPE / max(edge, 1e-3)) ** 2 - OWN_VARIANCE, 0.0, 6.0))  # of the blur, pixels^2
+    return 1.0 - min(CORE_LOSS[shape] * (variance / lesion.radius**2) ** 2, 0.4)
 
 
 def _edge_slope(around: Surroundings, lesion: Lesion) -> float:
@@ -239,11 +204,9 @@ def _edge_slope(around: Surroundings, lesion: Lesion) -> float:
     The slope is taken along a coarser gradient; what grain adds to either is known from the background.
     """
     fine, coarse = _blurred(around.depth_map, 0.85), _blurred(around.depth_map, 1.2)
-    fine_y, fine_x = np.gradient(fine)
-    coarse_y, coarse_x = np.gradient(coarse)
+    (fine_y, fine_x), (coarse_y, coarse_x) = np.gradient(fine), np.gradient(coarse)
     along, square = fine_y * coarse_y + fine_x * coarse_x, coarse_y**2 + coarse_x**2
-    along = along - along[around.clear].mean()
-    square = square - square[around.clear].mean()
+    along, square = (field - field[around.clear].mean() for field in (along, square))
     border = lesion.region & (coarse > EDGE_BAND[0] * lesion.depth) & (coarse < EDGE_BAND[1] * lesion.depth)
     steepness = np.sqrt(np.maximum(square[border], 0.0)).sum()
     return float(along[border].sum() / steepness) / lesion.depth if steepness > 0.0 else 0.0
@@ -265,11 +228,7 @@ def _colour(rgb: np.ndarray) -> str | None:
 
 
 def _level(value: float, table: tuple[tuple[float, str | None], ...]) -> str | None:
-    found = None
-    for least, name in table:
-        if value >= least:
-            found = name
-    return found
+    return next((name for least, name in reversed(table) if value >= least), None)
 
 
 def _blurred(field: np.ndarray, sigma: float) -> np.ndarray:

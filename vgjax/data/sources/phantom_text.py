@@ -10,6 +10,8 @@ from collections.abc import Collection, Mapping
 
 import numpy as np
 
+from vgjax.data.caption.words import article
+
 # Adjectives before "lesion" (size, shape), then phrases behind it (position, count).
 ANATOMY_WORDINGS: dict[str, dict[str, tuple[str, ...]]] = {
     "size": {
@@ -71,6 +73,7 @@ MODALITY_WORDINGS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
+NOUNS = ("lesion", "nodule", "focus of disease")
 WORDINGS = ANATOMY_WORDINGS | MODALITY_WORDINGS
 
 # {a}: the lesion, a noun phrase with its article; {m}: the imaging style, a list of noun phrases.
@@ -107,29 +110,17 @@ NOTHING_SAID: tuple[str, ...] = ("A clinical photograph.", "An image of the skin
 
 def compose(factors: Mapping[str, str], rng: np.random.Generator, named: Collection[str]) -> str:
     """One caption that names the level of every factor in `named` and of no other."""
-    anatomy = _lesion(factors, rng, named) if any(name in named for name in ANATOMY_WORDINGS) else ""
-    modality = _style(factors, rng, named)
-    if anatomy and modality:
-        patterns = PATTERNS
-    else:
-        patterns = ANATOMY_ONLY if anatomy else MODALITY_ONLY if modality else NOTHING_SAID
-    text = _pick(patterns, rng).format(a=anatomy, m=modality)
-    return text[0].upper() + text[1:]
-
-
-def _lesion(factors: Mapping[str, str], rng: np.random.Generator, named: Collection[str]) -> str:
     words = {name: _pick(levels[factors[name]], rng) for name, levels in ANATOMY_WORDINGS.items() if name in named}
-    adjectives = [words[name] for name in ("size", "shape") if name in words]
-    behind = [words[name] for name in ("position", "count") if name in words]
-    noun = " ".join([*adjectives, _pick(("lesion", "nodule", "focus of disease"), rng)])
-    article = "an" if noun[0] in "aeiou" else "a"
-    return " ".join([article, noun, *behind])
-
-
-def _style(factors: Mapping[str, str], rng: np.random.Generator, named: Collection[str]) -> str:
+    anatomy = ""
+    if words:
+        noun = " ".join([*(words[n] for n in ("size", "shape") if n in words), _pick(NOUNS, rng)])
+        anatomy = " ".join([article(noun), *(words[n] for n in ("position", "count") if n in words)])
     phrases = [_pick(levels[factors[name]], rng) for name, levels in MODALITY_WORDINGS.items() if name in named]
     phrases = [phrases[i] for i in rng.permutation(len(phrases))]
-    return phrases[0] if len(phrases) == 1 else ", ".join(phrases[:-1]) + " and " + phrases[-1] if phrases else ""
+    modality = " and ".join(filter(None, [", ".join(phrases[:-1]), *phrases[-1:]]))
+    patterns = (PATTERNS if modality else ANATOMY_ONLY) if anatomy else MODALITY_ONLY if modality else NOTHING_SAID
+    text = _pick(patterns, rng).format(a=anatomy, m=modality)
+    return text[0].upper() + text[1:]
 
 
 def _pick(choices: tuple[str, ...], rng: np.random.Generator) -> str:

@@ -1,0 +1,135 @@
+"""What is made again after which change: the promise of artefacts kept by what they depend on."""
+
+from __future__ import annotations
+
+import pathlib
+from collections import Counter
+
+import pytest
+
+from configs import folder, phantom
+from tests import test_prepare
+from vgjax import artefacts, context, parallel
+from vgjax import run as runs
+from vgjax.recipes import UndeclaredKey
+from vgjax.store import Store
+
+
+def digests(**changes) -> dict[str, str]:
+    """The digest of every artefact of the smoke config under changed keys."""
+    c = phantom.get_config("smoke")
+    c.update_from_flattened_dict(changes)
+    run = runs.open_run(c, "runs/none")
+    return {name: run.recipe(name).digest for name in run.producers}
+
+
+BEFORE = digests()
+DRAWN = {"drawn_captions", "drawn_swap", "evaluation"}
+STAGE_3 = {"denoiser", *DRAWN}
+STAGE_2 = {"disentangler", "condition", *STAGE_3}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "made_again"),
+    [
+        ("denoiser.train.steps", 7, STAGE_3),
+        ("denoiser.train.log_every_steps", 1, set()),
+        ("denoiser.depth", 1, STAGE_3),
+        ("diffusion.timesteps", 500, STAGE_3),
+        ("denoiser.components", 4, {"condition", *STAGE_3}),
+        ("disentangler.train.steps", 9, STAGE_2),
+        ("text_encoder.width", 64, {"text", *STAGE_2}),
+        ("prior.train.steps", 7, {"prior", "factors", *STAGE_2}),
+        ("prior.weight_kl", 0.5, {"prior", "factors", *STAGE_2}),
+        ("data.workers", 1, set()),
+        ("data.test_items", 33, set(BEFORE)),
+        ("seed", 1, set(BEFORE)),
+        ("sample.steps", 5, DRAWN),
+        ("sample.count", 5, set()),
+        ("sample.batch_size", 8, DRAWN),
+        ("evaluate.resamples", 50, {"evaluation"}),
+        ("evaluate.metrics", ("control",), {"evaluation"}),
+        ("mesh.fsdp", 2, set()),
+        ("name", "other", set()),
+    ],
+)
+def test_a_change_makes_again_what_depends_on_it_and_nothing_else(key, value, made_again):
+    after = digests(**{key: value})
+    assert {name for name in after if after[name] != BEFORE[name]} == made_again
+
+
+def test_ten_ablations_of_stage_three_share_everything_else():
+    found = Counter()
+    for steps in range(10, 20):
+        found.update(set(digests(**{"denoiser.train.steps": steps}).items()))
+    shared = {name for (name, _), count in found.items() if count == 10}
+    assert shared == set(BEFORE) - STAGE_3
+    assert sum(name == "denoiser" for name, _ in found) == 10
+
+
+def test_raw_data_counts_by_path_size_and_time(tmp_path):
+    root = test_prepare.make_root(tmp_path / "data", count=4)
+    c = folder.get_config("smoke")
+    c.data.root = str(root)
+    recipe = lambda: runs.open_run(c, str(tmp_path / "run")).recipe("denoiser").digest
+    before = recipe()
+    assert recipe() == before
+    picture = next(root.rglob("*.png"))
+    picture.write_bytes(picture.read_bytes() + b"x")
+    assert recipe() != before
+
+
+def fake_run(tmp_path: pathlib.Path, made: Counter, **changes) -> context.Run:
+    """The smoke run with makers that only count, and read every key that they declare."""
+    c = phantom.get_config("smoke")
+    c.update_from_flattened_dict(changes)
+    run = runs.open_run(c, str(tmp_path / "run"))
+
+    def counting(name):
+        def make(seen, part):
+            made[name] += 1
+            for need in run.producers[name].needs:
+                assert seen.artefact(need).name == need
+            (part / "file").write_text(name)
+
+        return make
+
+    producers = {n: context.Producer(**{**p.__dict__, "make": counting(n)}) for n, p in run.producers.items()}
+    return context.Run(run.config, run.workdir, run.mesh, run.store, producers)
+
+
+def test_runs_share_what_they_share(tmp_path):
+    made: Counter[str] = Counter()
+    for steps in range(10, 20):
+        fake_run(tmp_path, made, **{"denoiser.train.steps": steps}).artefact("evaluation")
+    assert made == Counter({name: 10 if name in STAGE_3 else 1 for name in BEFORE})
+
+
+def test_a_maker_sees_what_it_declared_and_nothing_else(tmp_path):
+    run = runs.open_run(phantom.get_config("smoke"), str(tmp_path / "run"))
+
+    def nosy(seen, part):
+        assert seen.config.text_encoder.width == 1024
+        with pytest.raises(UndeclaredKey, match=r"prior\.grid"):
+            _ = seen.config.prior.grid
+        with pytest.raises(KeyError):
+            seen.artefact("prior")
+        (part / "file").write_text("")
+
+    plain = lambda seen, part: (part / "file").write_text("") and None
+    pictures = context.Producer("pictures", plain, keys=("seed",))
+    text = context.Producer("text", nosy, keys=("text_encoder.*",), needs=("pictures",))
+    mesh = parallel.make_mesh(run.config.mesh)
+    context.Run(run.config, tmp_path, mesh, Store(tmp_path / "store"), {"pictures": pictures, "text": text}).artefact(
+        "text"
+    )
+
+
+@pytest.mark.parametrize("variant", ["smoke", "reference+smoke", "class_label+smoke"])
+def test_every_need_stands_before_what_needs_it(variant):
+    run = runs.open_run(phantom.get_config(variant), "runs/none")
+    seen: set[str] = set()
+    for name, producer in artefacts.producers(run.config).items():
+        assert set(producer.needs) <= seen, name
+        seen.add(name)
+    assert ("prior" in seen) == (variant != "class_label+smoke")

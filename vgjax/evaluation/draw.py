@@ -1,0 +1,108 @@
+"""Draw: the pictures that metrics want, each set drawn once and kept with request, seed and method."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from vgjax import conditions, seeds
+from vgjax.config import Config
+from vgjax.context import Context, Producer
+from vgjax.data import records
+from vgjax.data.read.decode import to_png
+from vgjax.data.sources import SOURCES
+from vgjax.evaluation.metrics import METRICS
+from vgjax.evaluation.metrics.base import Options, TestCase
+from vgjax.sample import Sampler
+from vgjax.types import Request
+
+# What decides which requests are made, and what draws them.
+KEYS = (
+    *("seed", "evaluate.prompts", "evaluate.draws", "sample.*", "-sample.count"),
+    *("denoiser.*", "-denoiser.train.*", "autoencoder.*", "diffusion.*", "data.image_size", "data.intensity"),
+)
+
+
+class Drawn(NamedTuple):
+    """A set of drawn pictures.
+
+    Attributes:
+      requests: what each was asked to show.
+      seeds: of each.
+      pictures: (N, H, W, 3) uint8.
+    """
+
+    requests: list[Request]
+    seeds: list[int]
+    pictures: np.ndarray
+
+
+def load_cases(context: Context) -> list[TestCase]:
+    """The first `evaluate.prompts` test captions, with the levels that they name."""
+    rows = context.rows(["pictures"], "test")
+    cases = []
+    for row in (rows[i] for i in range(min(context.config.evaluate.prompts, len(rows)))):
+        requested = {name: row["factors"][name] for name in row["named"]}
+        image, mask = records.from_png(row["image"]), records.from_png(row["mask"])
+        cases.append(TestCase(row["caption"], row["label"], row["factors"], requested, image, mask))
+    return cases
+
+
+def options_of(context: Context) -> Options:
+    """What metrics are told besides pictures."""
+    c, info = context.config.evaluate, context.artefact("pictures").manifest["info"]
+    reader = SOURCES[info["source"]].reader(info["thresholds"])
+    return Options(reader, context.config.seed, c.draws, c.resamples)
+
+
+def producers(config: Config, metrics: Sequence[str]) -> dict[str, Producer]:
+    """One for each set that the metrics want, under the name "drawn_<set>"."""
+    condition = conditions.of(config)
+    return {
+        f"drawn_{name}": Producer(
+            f"drawn_{name}",
+            functools.partial(_draw, name, requests),
+            keys=(*KEYS, *condition.keys),
+            needs=("pictures", "denoiser", "condition", *condition.needs),
+            free=("evaluate.resamples",),
+            collective=True,
+            files=lambda c: [c.denoiser.weights, c.autoencoder.path, c.text_encoder.path],
+        )
+        for metric in metrics
+        for name, requests in METRICS[metric].sets.items()
+    }
+
+
+def _draw(
+    name: str,
+    wanted: Callable[[Sequence[TestCase], Options], Sequence[Request]],
+    context: Context,
+    folder: pathlib.Path,
+) -> dict[str, Any]:
+    requests = wanted(load_cases(context), options_of(context))
+    sampler, seed = Sampler(context), context.config.seed
+    noise = [seeds.derive(seed, "evaluate", name, 0 if r.same_noise else i) for i, r in enumerate(requests)]
+    pictures = sampler(sampler.inputs(requests), noise)
+    c = context.config.sample
+    method = {"condition": context.config.denoiser.condition, "solver": c.solver, "steps": c.steps, **c.guidance}
+    rows = (
+        {"image": to_png(picture), "request": dataclasses.asdict(request), "seed": str(one), "method": method}
+        for picture, request, one in zip(pictures, requests, noise, strict=True)
+    )
+    return {"count": records.write(folder / "drawn.array_record", rows)}
+
+
+def read_drawn(context: Context, name: str) -> Drawn:
+    """A set that was drawn; every record is checked."""
+    rows = records.Records([context.artefact(f"drawn_{name}").path("drawn.array_record")])
+    found: Sequence[dict[str, Any]] = [rows[i] for i in range(len(rows))]
+    return Drawn(
+        requests=[Request(**row["request"]) for row in found],
+        seeds=[int(row["seed"]) for row in found],
+        pictures=np.stack([records.from_png(row["image"]) for row in found]),
+    )

@@ -1,0 +1,110 @@
+"""The contract of a metric: which pictures it wants drawn, and the estimates that it makes of them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from vgjax.data.entries import Levels, Reader
+from vgjax.types import Request
+
+CAPTIONS = "captions"  # the set that most metrics share: every test caption, `draws` times over
+
+
+class Estimate(NamedTuple):
+    """A measured number.
+
+    Attributes:
+      value: of the metric.
+      n: how many pictures or captions it is a mean over.
+      interval: 95 %, where it was computed.
+      split: that it was measured on.
+    """
+
+    value: float
+    n: int
+    interval: tuple[float, float] | None = None
+    split: str = "test"
+
+
+@dataclasses.dataclass(frozen=True)
+class TestCase:
+    """What a test caption asks for, and which picture it was written about.
+
+    Attributes:
+      caption: the text.
+      label: class name.
+      levels: level of each factor of the real picture, as far as the dataset tells.
+      requested: of each factor that the caption names.
+      image: (H, W, 3) uint8, the real picture.
+      mask: (H, W) uint8.
+    """
+
+    caption: str
+    label: str
+    levels: Mapping[str, str]
+    requested: Mapping[str, str]
+    image: np.ndarray
+    mask: np.ndarray
+
+    def request(self) -> Request:
+        """A picture of this caption (or class)."""
+        return Request(prompt=self.caption, label=self.label)
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """Pictures and what is read from them.
+
+    Attributes:
+      pictures: (N, H, W, 3) uint8.
+      levels: factor -> level, of each picture.
+      lesion: the stage-1 segmentor's probability (N, H, W); None where the run has no stage 1.
+      reconstruction: (N, H, W, 3) uint8 by stage 1, or None.
+    """
+
+    pictures: np.ndarray
+    levels: Sequence[Levels]
+    lesion: np.ndarray | None = None
+    reconstruction: np.ndarray | None = None
+
+
+class Options(NamedTuple):
+    """What metrics are told besides pictures.
+
+    Attributes:
+      reader: of the dataset's factors.
+      seed: of the run.
+      draws: pictures a caption.
+      resamples: of a bootstrap interval.
+    """
+
+    reader: Reader
+    seed: int
+    draws: int
+    resamples: int
+
+
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """A row of the table `vgjax.evaluation.metrics.METRICS`.
+
+    Attributes:
+      run: (cases, drawn sets by name, real pictures, options) -> estimates by name.
+      sets: name -> the requests of a set of pictures; sets of equal names are one, drawn once and shared.
+      needs: stages and channels of the condition without which it is left out.
+    """
+
+    run: Callable[[Sequence[TestCase], Mapping[str, Seen], Seen, Options], Iterator[tuple[str, Estimate]]]
+    sets: Mapping[str, Callable[[Sequence[TestCase], Options], Sequence[Request]]] = dataclasses.field(
+        default_factory=dict
+    )
+    needs: tuple[str, ...] = ()
+
+
+def caption_requests(cases: Sequence[TestCase], options: Options) -> list[Request]:
+    """Every caption in order, `draws` times over."""
+    return [case.request() for case in cases] * options.draws

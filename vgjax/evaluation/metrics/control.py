@@ -1,0 +1,51 @@
+"""Control: does the generated picture show what its text asked for, factor by factor?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from vgjax.data.entries import Levels
+from vgjax.evaluation.metrics.base import CAPTIONS, Estimate, Metric, Options, Seen, TestCase, caption_requests
+from vgjax.evaluation.metrics.numbers import bootstrap_interval
+
+
+def measure(
+    cases: Sequence[TestCase], drawn: Mapping[str, Seen], real: Seen, options: Options
+) -> Iterator[tuple[str, Estimate]]:
+    """control/accuracy, control/score (0: guessing, 1: always right), control/chance, control_real by factor.
+
+    Over one picture a caption; of factors that at least one caption names, and not all of them at the same level.
+    """
+    accuracies: dict[str, list[float]] = {}
+    read = drawn[CAPTIONS].levels[: len(cases)]
+    for factor, channel in options.reader.channels.items():
+        right = hits(cases, read, factor)
+        if not len(right) or (chance := options.reader.chance([case.requested for case in cases], factor)) == 1:
+            continue
+        accuracy, n = float(right.mean()), len(right)
+        interval = bootstrap_interval(right, options.seed, options.resamples)
+        yield f"control/accuracy/{factor}", Estimate(accuracy, n, interval)
+        yield f"control/score/{factor}", Estimate((accuracy - chance) / (1 - chance), n)
+        yield f"control/chance/{factor}", Estimate(chance, n)
+        yield f"control_real/{factor}", Estimate(float(hits(cases, real.levels, factor).mean()), n)
+        accuracies.setdefault(channel, []).append(accuracy)
+    for channel, values in accuracies.items():
+        yield f"control/accuracy_mean_{channel}", Estimate(float(np.mean(values)), len(cases))
+    if accuracies:
+        mean = float(np.mean([value for values in accuracies.values() for value in values]))
+        yield "control/accuracy_mean", Estimate(mean, len(cases))
+
+
+def hits(cases: Sequence[TestCase], read: Sequence[Levels], factor: str) -> np.ndarray:
+    """1.0 where the level read is the one asked for, over the captions that name the factor; unreadable is wrong."""
+    pairs = [
+        (case.requested[factor], levels.get(factor))
+        for case, levels in zip(cases, read, strict=True)
+        if factor in case.requested
+    ]
+    return np.array([float(requested == got) for requested, got in pairs])
+
+
+METRIC = Metric(measure, {CAPTIONS: caption_requests})

@@ -1,0 +1,82 @@
+"""The metrics of a run: one flat JSON file, and intervals of means."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import scipy.stats
+
+from vgjax.atomic import write_json
+
+REQUIRED_PROVENANCE = ("config", "command", "commit", "hardware", "seed")
+
+
+def write_metrics(path: Path, metrics: Mapping[str, float], provenance: Mapping[str, Any]) -> None:
+    """Writes one flat JSON object: every metric and every provenance key at the top level.
+
+    Args:
+      path: the file to (re)place.
+      metrics: flat name -> finite number, such as "control/accuracy_mean": 0.83.
+      provenance: at least `REQUIRED_PROVENANCE`; fingerprints as strings under "fingerprint/<stage>".
+
+    Raises:
+      ValueError: a metric is not a finite number, a name is used twice, a provenance key is missing, a fingerprint is
+        no string, or a provenance value is not finite.
+      TypeError: a provenance value has no JSON form.
+    """
+    missing = [key for key in REQUIRED_PROVENANCE if key not in provenance]
+    if missing:
+        raise ValueError(f"{path}: provenance lacks {', '.join(missing)}")
+    twice = sorted(set(metrics) & set(provenance))
+    if twice:
+        raise ValueError(f"{path}: {', '.join(twice)} is both a metric and a provenance key")
+    for key, value in provenance.items():
+        if key.startswith("fingerprint/") and not isinstance(value, str):
+            raise ValueError(f"{path}: '{key}' is {type(value).__name__}, not a string")
+    numbers = {name: _finite_number(path, name, metrics[name]) for name in sorted(metrics)}
+    write_json(path, {**numbers, **provenance}, allow_nan=False, default=np.generic.item)
+
+
+def _finite_number(path: Path, name: str, value: Any) -> float | int:
+    array = np.asarray(value)
+    number = array.item() if array.size == 1 else None
+    if isinstance(number, bool) or not isinstance(number, int | float):
+        raise ValueError(f"{path}: metric '{name}' is not a number ({value!r})")
+    if not math.isfinite(number):
+        raise ValueError(f"{path}: metric '{name}' is {number}; leave out what could not be measured and note why")
+    return number
+
+
+def bootstrap_interval(
+    values: Sequence[float] | np.ndarray, seed: int, n: int = 2000, level: float = 0.95
+) -> tuple[float, float]:
+    """Percentile bootstrap interval of a mean (Efron and Tibshirani, 1993, chapter 13).
+
+    Args:
+      values: (N,) one value per example, such as 0 or 1 for a wrong or right factor.
+      seed: of the resampling; the same seed gives the same interval.
+      n: number of resamples.
+      level: coverage, in (0, 1).
+
+    Raises:
+      ValueError: no values, a value that is not finite, or `n` or `level` out of range.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    if values.ndim != 1 or not values.size or not np.isfinite(values).all() or n < 1 or not 0 < level < 1:
+        raise ValueError(f"bootstrap_interval: needs finite (N,) values; got {values.shape}, n={n}, level={level}")
+    if np.ptp(values) == 0:  # nothing varies between resamples, nor within a single value
+        return float(values[0]), float(values[0])
+    interval = scipy.stats.bootstrap(
+        (values,),
+        np.mean,
+        n_resamples=n,
+        confidence_level=level,
+        method="percentile",
+        vectorized=True,
+        rng=np.random.default_rng(seed),
+    ).confidence_interval
+    return float(interval.low), float(interval.high)

@@ -1,0 +1,54 @@
+"""Swap: the anatomy of one text with the modality of another; each picture should show both."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from vgjax.evaluation.metrics.base import Estimate, Metric, Options, Seen, TestCase
+from vgjax.types import Request
+
+SWAP = "swap"
+ROWS, COLUMNS = 4, 5
+
+
+def grid(cases: Sequence[TestCase]) -> tuple[Sequence[TestCase], Sequence[TestCase]]:
+    """Cases of the rows (anatomy) and of the columns (modality): the first, and the next where there are more."""
+    return cases[:ROWS], (cases[ROWS:] or cases)[:COLUMNS]
+
+
+def requests(cases: Sequence[TestCase], options: Options) -> list[Request]:
+    """A grid of pictures from one noise, row by row: rows share their anatomy text, columns their modality text."""
+    rng = np.random.default_rng(options.seed)
+
+    def text(case: TestCase, channel: str) -> str:
+        named = [factor for factor in case.levels if options.reader.described[factor] == channel]
+        # Where captions are the dataset's own, the model has learned those words and no others.
+        return options.reader.describe(case.levels, rng, named) if case.requested else case.caption
+
+    rows, columns = grid(cases)
+    anatomy, modality = [text(case, "anatomy") for case in rows], [text(case, "modality") for case in columns]
+    return [Request(anatomy=row, modality=column, same_noise=True) for row in anatomy for column in modality]
+
+
+def measure(
+    cases: Sequence[TestCase], drawn: Mapping[str, Seen], real: Seen, options: Options
+) -> Iterator[tuple[str, Estimate]]:
+    """swap/anatomy and swap/modality: share of readings that are those of the row's or the column's case."""
+    rows, columns = grid(cases)
+    pairs = list(itertools.product(rows, columns))
+    for place, channel in enumerate(("anatomy", "modality")):
+        factors = [factor for factor, c in options.reader.channels.items() if c == channel]
+        right = [
+            levels.get(factor) == case.levels[factor]
+            for case, levels in zip([pair[place] for pair in pairs], drawn[SWAP].levels, strict=True)
+            for factor in factors
+            if case.requested and factor in case.levels
+        ]
+        if right:
+            yield f"swap/{channel}", Estimate(float(np.mean(right)), len(right))
+
+
+METRIC = Metric(measure, {SWAP: requests}, needs=("anatomy", "modality"))

@@ -1,0 +1,119 @@
+"""What a run's report shows, collected from its artefacts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from vgjax.config import ConfigError
+from vgjax.context import Run
+from vgjax.evaluation.draw import load_cases, options_of, read_drawn
+from vgjax.evaluation.evaluate import READINGS_FILE, computed, drawn_sets, results
+from vgjax.evaluation.metrics import METRICS, swap
+from vgjax.evaluation.metrics.base import CAPTIONS
+from vgjax.evaluation.readouts import PriorView
+from vgjax.evaluation.report import ControlRow, FactorMaps, Pair, Report, SwapGrid, write_report
+from vgjax.stages import plan
+from vgjax.train import LOG, read_log
+
+SHOWN_PAIRS, SHOWN_MAPS = 16, 5
+WEAK = 0.3  # control score below which the report says so
+
+
+def report(runs: Sequence[Run]) -> None:
+    """Writes report.html into the first run's workdir: that run, beside the others where there are any.
+
+    Raises:
+      ConfigError: a run has no evaluation yet.
+    """
+    for run in runs:
+        if not run.find("evaluation"):
+            raise ConfigError(f"workdir {run.workdir} holds no evaluation of its config: run --mode=evaluate first")
+    write_report(runs[0].workdir / "report.html", [collect(run) for run in runs])
+
+
+def collect(run: Run) -> Report:
+    """The report of one run."""
+    (numbers, origin), context, sets = results(run), run.context, drawn_sets(run)
+    cases, options = load_cases(context), options_of(context)
+    shown = cases[:SHOWN_PAIRS]
+    pairs = []
+    if CAPTIONS in sets:
+        readings = json.loads(run.artefact("evaluation").path(READINGS_FILE).read_text())[CAPTIONS]
+        pictures = read_drawn(context, CAPTIONS).pictures
+        for case, drawn, levels in zip(shown, pictures, readings, strict=False):
+            factors = {f: (case.requested.get(f, ""), levels[f] or "unreadable") for f in levels}
+            pairs.append(Pair(case.caption, case.image, drawn, factors))
+    grid = None
+    if swap.SWAP in sets:
+        asked, _, swapped = read_drawn(context, swap.SWAP)
+        width = len(swap.grid(cases)[1])
+        rows, columns = [one.anatomy for one in asked[::width]], [one.modality for one in asked[:width]]
+        grid = SwapGrid(rows, columns, swapped.reshape(len(rows), width, *swapped.shape[1:]))
+    maps = []
+    if "prior" in run.producers:
+        seen = PriorView(context)(np.stack([case.image for case in cases[:SHOWN_MAPS]]))
+        for i, case in enumerate(cases[:SHOWN_MAPS]):
+            images = (seen[name][i] for name in ("lesion", "anatomy", "reconstruction"))
+            maps.append(FactorMaps(case.image, case.mask, *images))
+    return Report(
+        title=f"vgjax: {run.config.name}",
+        config=origin["config"],
+        provenance={name: value for name, value in origin.items() if name not in ("config", "estimates")},
+        metrics=numbers,
+        notes=notes(run, numbers),
+        loss_curves={stage.name: _curves(run, stage.name) for stage in plan(run.config)},
+        real_vs_generated=pairs,
+        factor_maps=maps,
+        swap_grid=grid,
+        control=control_rows(origin["estimates"], options.reader.channels),
+    )
+
+
+def control_rows(estimates: dict[str, Any], channels: Mapping[str, str]) -> list[ControlRow]:
+    """The control table, of the factors that were measured."""
+    rows = []
+    for factor, channel in channels.items():
+        if accuracy := estimates.get(f"control/accuracy/{factor}"):
+            chance, real = (estimates[f"{name}/{factor}"]["value"] for name in ("control/chance", "control_real"))
+            interval = tuple(accuracy["interval"]) if accuracy["interval"] else None
+            rows.append(ControlRow(factor, channel, accuracy["value"], chance, real, accuracy["n"], interval))
+    return rows
+
+
+def notes(run: Run, values: Mapping[str, float]) -> list[str]:
+    """What is off and what fell short, one sentence each."""
+    found = []
+    if not run.config.prior.weight_perceptual:
+        found.append("The perceptual term of stage 1 is off: prior.vgg_path names no VGG-19 weights.")
+    if "control/accuracy_mean" not in values:
+        found.append("Control was not measured: no test caption names a factor that can be read back from pictures.")
+    for name, value in values.items():
+        if name.startswith("control/score/") and value < WEAK:
+            found.append(
+                f"Control of {name.rsplit('/', 1)[-1]} is weak: {value:.2f} on a scale from chance (0) to perfect (1)."
+            )
+    found += [
+        f"Metric '{name}' was not computed: it needs {' and '.join(METRICS[name].needs)}, which this config has not."
+        for name in run.config.evaluate.metrics
+        if name not in computed(run.config)
+    ]
+    pictures = run.artefact("pictures")
+    if skipped := pictures.manifest["info"]["skipped"]:
+        where = f"{pictures.folder.name}/prepare_report.json"
+        found.append(f"{skipped} source files were left out; {where} lists each with its reason.")
+    return found
+
+
+def _curves(run: Run, stage: str) -> dict[str, tuple[list[float], list[float]]]:
+    curves: dict[str, tuple[list[float], list[float]]] = {}
+    for row in read_log(run.artefact(stage).folder / LOG):
+        for name, value in row.items():
+            if name not in ("step", "kind", "elapsed_s", "data_wait_share"):
+                steps, column = curves.setdefault(f"{row['kind']}/{name}", ([], []))
+                steps.append(row["step"])
+                column.append(value)
+    return curves

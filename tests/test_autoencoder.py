@@ -14,7 +14,7 @@ from tests.parity.random_weights import load_golden
 from vgjax import build, pipeline
 from vgjax import config as configs
 from vgjax.config import ConfigError
-from vgjax.models.autoencoder import KLAutoencoder, PixelAutoencoder, TinyAutoencoder
+from vgjax.models.autoencoder import PixelAutoencoder, TrainedAutoencoder
 from vgjax.weights import from_torch
 
 FACTOR, CHANNELS = 4, 4  # of both goldens
@@ -52,11 +52,11 @@ def test_pixels_are_their_own_latents(image):
 
 def test_kl_latents_are_the_mean_at_the_weights_own_scale(image):
     config = {"norm_num_groups": 4, "scaling_factor": 0.25, "shift_factor": 0.5}
-    coder = KLAutoencoder(*from_torch("autoencoder_kl", tensors_of("autoencoder_kl"), config))
+    coder = TrainedAutoencoder(*from_torch("autoencoder_kl", tensors_of("autoencoder_kl"), config))
 
     @jax.jit
     def both(coder, image):
-        mean, _ = coder.module.apply(coder.variables, image, method="encode")
+        mean, _ = coder.module.apply(coder.variables, image, method="posterior")
         latents = coder.encode(image)
         return mean, latents, coder.decode(latents), coder.module.apply(coder.variables, image)
 
@@ -68,7 +68,7 @@ def test_kl_latents_are_the_mean_at_the_weights_own_scale(image):
 
 
 def test_tiny_latents_are_taken_as_they_are(image):
-    coder = TinyAutoencoder(*from_torch("autoencoder_tiny", tensors_of("autoencoder_tiny")))
+    coder = TrainedAutoencoder(*from_torch("autoencoder_tiny", tensors_of("autoencoder_tiny")))
     latents = coder.encode(image)
     np.testing.assert_array_equal(latents, coder.module.apply(coder.variables, image, method="encode"))
     assert latents.shape == (2, 16 // FACTOR, 16 // FACTOR, CHANNELS)
@@ -79,7 +79,7 @@ def test_tiny_latents_are_taken_as_they_are(image):
 def test_weights_are_read_once(weights_file):
     config = config_with("tiny", weights_file)
     coder = build.autoencoder(config)
-    assert isinstance(coder, TinyAutoencoder) and coder.channels == CHANNELS
+    assert isinstance(coder, TrainedAutoencoder) and coder.channels == CHANNELS
     weights_file.unlink()
     other = config_with("tiny", weights_file.parent)  # another path has to be read
     assert build.autoencoder(config) is coder

@@ -148,9 +148,9 @@ def test_shapes_and_ranges(sdnet: SDNet, variables: dict, image: jax.Array) -> N
 def test_the_evaluation_pass_is_the_composition_of_the_parts(sdnet: SDNet, variables: dict, image: jax.Array) -> None:
     def bound(image: jax.Array) -> tuple[jax.Array, ...]:
         prior = sdnet.bind(variables)
-        anatomy = prior.anatomy(image)
-        mu, logvar = prior.modality(anatomy, image)
-        return anatomy, mu, logvar, prior.segment(anatomy), prior.decode(anatomy, mu)
+        anatomy = layers.straight_through_gumbel_softmax(prior.anatomy_encoder(image, False))
+        mu, logvar = prior.modality_encoder(anatomy, image, False)
+        return anatomy, mu, logvar, prior.segmentor(anatomy, False), prior.decoder(anatomy, mu)
 
     output = jax.jit(sdnet.apply)(variables, image)
     expected = (output.anatomy_BHWK, output.mu_BZ, output.logvar_BZ, output.segmentation_BHWS)

@@ -14,7 +14,7 @@ from vgjax.config import Autoencoder as AutoencoderConfig
 from vgjax.config import Config, ConfigError
 from vgjax.diffusion.process import Process
 from vgjax.models.appearance import STATISTICS
-from vgjax.models.autoencoder import Autoencoder, KLAutoencoder, PixelAutoencoder, TinyAutoencoder
+from vgjax.models.autoencoder import Autoencoder, PixelAutoencoder, TrainedAutoencoder
 from vgjax.models.disentangler import TextDisentangler
 from vgjax.models.dit import DiT
 from vgjax.models.lora import Adapter
@@ -148,11 +148,7 @@ def autoencoder(config: Config) -> Autoencoder:
 def _load_autoencoder(config: AutoencoderConfig) -> Autoencoder:
     if config.kind == "pixel":
         return PixelAutoencoder()
-    kinds: dict[str, tuple[Callable[..., Any], Callable[..., Autoencoder]]] = {
-        "kl": (autoencoders.load_kl, KLAutoencoder),
-        "tiny": (autoencoders.load_tiny, TinyAutoencoder),
-    }
-    load, wrapper = kinds[config.kind]
+    load = {"kl": autoencoders.load_kl, "tiny": autoencoders.load_tiny}[config.kind]
     tensors, values = load(config.path)
     module, variables = from_torch(f"autoencoder_{config.kind}", tensors, values, where=config.path)
     if module.image_channels != 3:
@@ -160,4 +156,4 @@ def _load_autoencoder(config: AutoencoderConfig) -> Autoencoder:
             f"config key 'autoencoder.path' names '{config.path}', made for {module.image_channels} colour channels:"
             " name one made for 3"
         )
-    return wrapper(module, variables)
+    return TrainedAutoencoder(module, variables)

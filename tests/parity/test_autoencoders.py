@@ -44,9 +44,12 @@ def test_both_directions_match_torch(golden: str, dtype: type) -> None:
     with jax.enable_x64(dtype == np.float64):
         module, variables = built(golden, dtype)
         io = {name: nhwc(a).astype(dtype) for name, a in load_golden(golden)[1].items()}
-        encoded = run(module, variables, "encode", io["image"])
-        encoded = dict(zip(("mean", "logvar"), encoded, strict=True)) if "mean" in io else {"latents": encoded}
-        latents = io["mean"] if "mean" in io else io["latents"]
+        if "mean" in io:
+            encoded = dict(zip(("mean", "logvar"), run(module, variables, "posterior", io["image"]), strict=True))
+            latents = (io["mean"] - module.shift_factor) * module.scaling_factor
+        else:
+            encoded = {"latents": run(module, variables, "encode", io["image"])}
+            latents = io["latents"]
         decoded = run(module, variables, "decode", latents)
     for name, ours in (encoded | {"decoded": decoded}).items():
         assert ours.dtype == dtype
@@ -125,8 +128,7 @@ def test_without_quantising_convolutions_they_are_the_identity() -> None:
     image = nhwc(load_golden("autoencoder_kl")[1]["image"]).astype(np.float32)
     outputs = []
     for module, variables in (built("autoencoder_kl", **identity), built("autoencoder_kl", drop=r".*quant_conv")):
-        mean, logvar = run(module, variables, "encode", image)
-        outputs.append((mean, logvar, run(module, variables, "decode", mean)))
+        outputs.append((*run(module, variables, "posterior", image), run(module, variables, "__call__", image)))
     assert (module.quant, module.post_quant) == (False, False)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-5), *outputs)
 
@@ -148,7 +150,7 @@ def test_log_variance_stays_within_its_bounds() -> None:
     module, variables = built(
         "autoencoder_kl", **{"quant_conv.bias": bias, "quant_conv.weight": np.zeros((8, 8, 1, 1))}
     )
-    _, logvar = run(module, variables, "encode", np.zeros((1, 32, 32, 3), np.float32))
+    _, logvar = run(module, variables, "posterior", np.zeros((1, 32, 32, 3), np.float32))
     np.testing.assert_array_equal(logvar[0, 0, 0], [-30, -30, 20, 20])
 
 

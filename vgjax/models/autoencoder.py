@@ -10,9 +10,6 @@ from typing import Any, Protocol
 import jax
 from flax import struct
 
-from vgjax.models.autoencoder_kl import AutoencoderKL
-from vgjax.models.autoencoder_tiny import AutoencoderTiny
-
 
 class Autoencoder(Protocol):
     """Pictures (B, H, W, 3) in [-1, 1] to latents (B, H / factor, W / factor, channels) of unit scale, and back."""
@@ -44,44 +41,22 @@ class PixelAutoencoder:
 
 
 @struct.dataclass
-class _Trained:
-    module: AutoencoderKL | AutoencoderTiny = struct.field(pytree_node=False)
+class TrainedAutoencoder:
+    """That of latent diffusion or one of the TAESD family, with its weights."""
+
+    module: Any = struct.field(pytree_node=False)
     variables: Any
 
     @property
     def channels(self) -> int:
-        """Channels of the latents."""
         return self.module.latent_channels
 
     @property
     def factor(self) -> int:
-        """Picture pixels a latent pixel, along one side."""
         return self.module.factor
 
-    def _apply(self, method: str, x: jax.Array) -> Any:
-        return self.module.apply(self.variables, x, method=method)
-
-
-@struct.dataclass
-class KLAutoencoder(_Trained):
-    """That of latent diffusion: the mean of its Gaussian, brought to unit variance by the weights' own scale."""
-
-    module: AutoencoderKL = struct.field(pytree_node=False)
-
     def encode(self, image_BHWC: jax.Array) -> jax.Array:
-        mean, _ = self._apply("encode", image_BHWC)
-        return (mean - self.module.shift_factor) * self.module.scaling_factor
+        return self.module.apply(self.variables, image_BHWC, method="encode")
 
     def decode(self, latents_BHWC: jax.Array) -> jax.Array:
-        return self._apply("decode", latents_BHWC / self.module.scaling_factor + self.module.shift_factor)
-
-
-@struct.dataclass
-class TinyAutoencoder(_Trained):
-    """One of the TAESD family, whose latents have about unit scale as they are."""
-
-    def encode(self, image_BHWC: jax.Array) -> jax.Array:
-        return self._apply("encode", image_BHWC)
-
-    def decode(self, latents_BHWC: jax.Array) -> jax.Array:
-        return self._apply("decode", latents_BHWC)
+        return self.module.apply(self.variables, latents_BHWC, method="decode")

@@ -11,16 +11,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from vgjax.models.layers import upsample_nearest
+from vgjax.models.layers import conv, upsample_nearest
 
 EPSILON = 1e-6
 # Bounds of the log-variance, so that its exponential stays finite.
 LOGVAR_RANGE = (-30.0, 20.0)
-
-
-def _conv(features: int, kernel_size: int, name: str) -> nn.Conv:
-    pad = kernel_size // 2
-    return nn.Conv(features, (kernel_size, kernel_size), padding=((pad, pad), (pad, pad)), name=name)
 
 
 def _norm(groups: int, name: str) -> nn.GroupNorm:
@@ -36,10 +31,11 @@ class ResnetBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        y = _conv(self.features, 3, "conv1")(nn.silu(_norm(self.groups, "norm1")(x_BHWC)))
-        y = _conv(self.features, 3, "conv2")(nn.silu(_norm(self.groups, "norm2")(y)))
+        y = x_BHWC
+        for i in (1, 2):
+            y = conv(self.features, name=f"conv{i}")(nn.silu(_norm(self.groups, f"norm{i}")(y)))
         same = x_BHWC.shape[-1] == self.features
-        return y + (x_BHWC if same else _conv(self.features, 1, "conv_shortcut")(x_BHWC))
+        return y + (x_BHWC if same else conv(self.features, 1, name="conv_shortcut")(x_BHWC))
 
 
 class SpatialAttention(nn.Module):
@@ -82,16 +78,15 @@ class Encoder(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        x = _conv(self.widths[0], 3, "conv_in")(x_BHWC)
+        x = conv(self.widths[0], name="conv_in")(x_BHWC)
         for level, width in enumerate(self.widths):
             for block in range(self.blocks):
                 x = ResnetBlock(width, self.groups, name=f"level_{level}_resnet_{block}")(x)
             if level < len(self.widths) - 1:
                 # Padded below and on the right only, as the weights were trained.
-                down = nn.Conv(width, (3, 3), strides=2, padding=((0, 1), (0, 1)), name=f"level_{level}_sampler")
-                x = down(x)
+                x = nn.Conv(width, (3, 3), 2, ((0, 1), (0, 1)), name=f"level_{level}_sampler")(x)
         x = MiddleBlock(self.groups, self.attention, name="middle")(x)
-        return _conv(self.out_channels, 3, "conv_out")(nn.silu(_norm(self.groups, "conv_norm_out")(x)))
+        return conv(self.out_channels, name="conv_out")(nn.silu(_norm(self.groups, "conv_norm_out")(x)))
 
 
 class Decoder(nn.Module):
@@ -105,14 +100,14 @@ class Decoder(nn.Module):
 
     @nn.compact
     def __call__(self, x_Bhwc: jax.Array) -> jax.Array:
-        x = _conv(self.widths[0], 3, "conv_in")(x_Bhwc)
+        x = conv(self.widths[0], name="conv_in")(x_Bhwc)
         x = MiddleBlock(self.groups, self.attention, name="middle")(x)
         for level, width in enumerate(self.widths):
             for block in range(self.blocks):
                 x = ResnetBlock(width, self.groups, name=f"level_{level}_resnet_{block}")(x)
             if level < len(self.widths) - 1:
-                x = _conv(width, 3, f"level_{level}_sampler")(upsample_nearest(x))
-        return _conv(self.out_channels, 3, "conv_out")(nn.silu(_norm(self.groups, "conv_norm_out")(x)))
+                x = conv(width, name=f"level_{level}_sampler")(upsample_nearest(x))
+        return conv(self.out_channels, name="conv_out")(nn.silu(_norm(self.groups, "conv_norm_out")(x)))
 
 
 class AutoencoderKL(nn.Module):
@@ -126,8 +121,7 @@ class AutoencoderKL(nn.Module):
       groups: groups of every group norm.
       attention: whether the middle blocks attend.
       quant, post_quant: whether a 1x1 convolution follows the encoder, and one precedes the decoder.
-      scaling_factor, shift_factor: (latents - shift) * scale has unit variance over the original's training data; for
-        the diffusion model's sake, nothing here applies them.
+      scaling_factor, shift_factor: (mean - shift) * scale has unit variance over the original's training data.
     """
 
     widths: Sequence[int]
@@ -153,8 +147,12 @@ class AutoencoderKL(nn.Module):
         self.quant_conv = nn.Conv(2 * c, (1, 1)) if self.quant else None
         self.post_quant_conv = nn.Conv(c, (1, 1)) if self.post_quant else None
 
-    def encode(self, image_BHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """Mean and log-variance of the latents, each (B, h, w, c), of pictures in [-1, 1]."""
+    def encode(self, image_BHWC: jax.Array) -> jax.Array:
+        """Latents (B, h, w, c) of pictures in [-1, 1]: the posterior's mean, brought to unit variance."""
+        return (self.posterior(image_BHWC)[0] - self.shift_factor) * self.scaling_factor
+
+    def posterior(self, image_BHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """Mean and log-variance of the Gaussian that the weights make of a picture, each (B, h, w, c)."""
         moments = self.encoder(image_BHWC)
         if self.quant_conv is not None:
             moments = self.quant_conv(moments)
@@ -163,10 +161,11 @@ class AutoencoderKL(nn.Module):
 
     def decode(self, latents_Bhwc: jax.Array) -> jax.Array:
         """Pictures (B, H, W, C) about in [-1, 1]."""
+        latents_Bhwc = latents_Bhwc / self.scaling_factor + self.shift_factor
         if self.post_quant_conv is not None:
             latents_Bhwc = self.post_quant_conv(latents_Bhwc)
         return self.decoder(latents_Bhwc)
 
     def __call__(self, image_BHWC: jax.Array) -> jax.Array:
-        """The picture rebuilt from the mean of its latents."""
-        return self.decode(self.encode(image_BHWC)[0])
+        """The picture rebuilt from its latents."""
+        return self.decode(self.encode(image_BHWC))

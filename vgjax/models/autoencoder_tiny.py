@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from vgjax.models.layers import upsample_nearest
+from vgjax.models.layers import conv, upsample_nearest
 
 # The decoder squashes latents smoothly to +- this.
 LATENT_BOUND = 3.0
@@ -37,15 +37,6 @@ class Layer(NamedTuple):
     pool: bool = False
 
 
-def _conv3x3(features: int, name: str, stride: int = 1, use_bias: bool = True) -> nn.Conv:
-    # Padded on both sides whatever the stride; "SAME" would pad a strided convolution on the far side only.
-    return nn.Conv(features, (3, 3), strides=stride, padding=((1, 1), (1, 1)), use_bias=use_bias, name=name)
-
-
-def _conv1x1(features: int, name: str) -> nn.Conv:
-    return nn.Conv(features, (1, 1), use_bias=False, name=name)
-
-
 class TinyBlock(nn.Module):
     """Three 3x3 convolutions with ReLU between them beside a skip, then ReLU."""
 
@@ -56,62 +47,45 @@ class TinyBlock(nn.Module):
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         if self.pool:
             width = x_BHWC.shape[-1]
-            y = _conv1x1(POOL_WIDENING * width, "pool_0")(x_BHWC)
+            y = conv(POOL_WIDENING * width, 1, use_bias=False, name="pool_0")(x_BHWC)
             y = nn.GroupNorm(POOL_GROUPS, epsilon=POOL_EPSILON, use_fast_variance=False, name="pool_1")(y)
-            x_BHWC = x_BHWC + _conv1x1(width, "pool_3")(nn.relu(y))
-        y = nn.relu(_conv3x3(self.features, "conv_0")(x_BHWC))
-        y = nn.relu(_conv3x3(self.features, "conv_2")(y))
-        y = _conv3x3(self.features, "conv_4")(y)
+            x_BHWC = x_BHWC + conv(width, 1, use_bias=False, name="pool_3")(nn.relu(y))
+        y = nn.relu(conv(self.features, name="conv_0")(x_BHWC))
+        y = nn.relu(conv(self.features, name="conv_2")(y))
+        y = conv(self.features, name="conv_4")(y)
         same = x_BHWC.shape[-1] == self.features
-        return nn.relu(y + (x_BHWC if same else _conv1x1(self.features, "skip")(x_BHWC)))
+        return nn.relu(y + (x_BHWC if same else conv(self.features, 1, use_bias=False, name="skip")(x_BHWC)))
 
 
-class TinyEncoder(nn.Module):
-    """Picture in [0, 1] to latents; a convolution between the first and the last halves the resolution."""
+class TinyHalf(nn.Module):
+    """The encoder, from a picture in [0, 1] to latents, or the decoder back.
+
+    A convolution between the first and the last halves the resolution in the encoder; in the decoder it follows a
+    doubling.
+    """
 
     layers: tuple[Layer, ...]
+    decodes: bool
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        x = x_BHWC
+        x = LATENT_BOUND * jnp.tanh(x_BHWC / LATENT_BOUND) if self.decodes else x_BHWC
         for position, layer in enumerate(self.layers):
             name = f"layers_{layer.place}"
             if layer.block:
                 x = TinyBlock(layer.features, layer.pool, name=name)(x)
             elif position in (0, len(self.layers) - 1):
-                x = _conv3x3(layer.features, name)(x)
+                x = conv(layer.features, name=name)(x)
+                x = nn.relu(x) if self.decodes and position == 0 else x
+            elif self.decodes:
+                x = conv(layer.features, use_bias=False, name=name)(upsample_nearest(x))
             else:
-                x = _conv3x3(layer.features, name, stride=2, use_bias=False)(x)
-        return x
-
-
-class TinyDecoder(nn.Module):
-    """Latents to picture in [0, 1]; before a convolution between the first and the last the resolution doubles."""
-
-    layers: tuple[Layer, ...]
-
-    @nn.compact
-    def __call__(self, x_Bhwc: jax.Array) -> jax.Array:
-        x = LATENT_BOUND * jnp.tanh(x_Bhwc / LATENT_BOUND)
-        for position, layer in enumerate(self.layers):
-            name = f"layers_{layer.place}"
-            if layer.block:
-                x = TinyBlock(layer.features, layer.pool, name=name)(x)
-            elif position == 0:
-                x = nn.relu(_conv3x3(layer.features, name)(x))
-            elif position == len(self.layers) - 1:
-                x = _conv3x3(layer.features, name)(x)
-            else:
-                x = _conv3x3(layer.features, name, use_bias=False)(upsample_nearest(x))
+                x = conv(layer.features, stride=2, use_bias=False, name=name)(x)
         return x
 
 
 class AutoencoderTiny(nn.Module):
-    """Encoder and decoder without any randomness.
-
-    Attributes:
-      encoder_layers, decoder_layers: the layers in order.
-    """
+    """Encoder and decoder without any randomness, whose latents have about unit scale as they are."""
 
     encoder_layers: tuple[Layer, ...]
     decoder_layers: tuple[Layer, ...]
@@ -132,7 +106,7 @@ class AutoencoderTiny(nn.Module):
         return 2 ** sum(not layer.block for layer in self.encoder_layers[1:-1])
 
     def setup(self) -> None:
-        self.encoder, self.decoder = TinyEncoder(self.encoder_layers), TinyDecoder(self.decoder_layers)
+        self.encoder, self.decoder = TinyHalf(self.encoder_layers, False), TinyHalf(self.decoder_layers, True)
 
     def encode(self, image_BHWC: jax.Array) -> jax.Array:
         """Latents (B, h, w, c) of pictures in [-1, 1]."""

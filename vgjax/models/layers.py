@@ -13,26 +13,22 @@ from flax import linen as nn
 
 # torch's variance epsilon, shared by batch norm and by the parameterless AdaIN.
 VARIANCE_EPSILON = 1e-5
+MOMENTUM = 0.9  # share of the old running statistics that one step keeps; torch's momentum is one minus this
 
 # Flax's own xavier_normal cuts the normal off at two standard deviations; torch's does not.
 xavier_normal = nn.initializers.variance_scaling(1.0, "fan_avg", "normal")
 
 
-def conv(features: int, kernel_size: int = 3, stride: int = 1, name: str | None = None) -> nn.Conv:
+def conv(
+    features: int, kernel_size: int = 3, stride: int = 1, use_bias: bool = True, name: str | None = None
+) -> nn.Conv:
     """A square convolution padded by half its kernel on every side, whatever the stride.
 
     This is torch's `padding=kernel_size // 2`. Flax's "SAME" pads a strided convolution on the far side only, which
     would shift every feature map by a pixel against weights trained elsewhere.
     """
-    pad = kernel_size // 2
-    return nn.Conv(
-        features,
-        kernel_size=(kernel_size, kernel_size),
-        strides=(stride, stride),
-        padding=((pad, pad), (pad, pad)),
-        kernel_init=xavier_normal,
-        name=name,
-    )
+    size, pad = (kernel_size, kernel_size), ((kernel_size // 2,) * 2,) * 2
+    return nn.Conv(features, size, stride, pad, use_bias=use_bias, kernel_init=xavier_normal, name=name)
 
 
 def dense(features: int, name: str | None = None) -> nn.Dense:
@@ -46,13 +42,8 @@ class BatchNorm(nn.Module):
     The batch is normalised by its biased variance, while the running variance accumulates the *unbiased* one; flax's
     own layer stores the biased one in both places. Under `jit` with a sharded batch the statistics are those of the
     global batch. Statistics are taken in float32 at least.
-
-    Attributes:
-      momentum: share of the old running statistics that one step keeps (torch's momentum is one minus this).
-      epsilon: added to the variance.
     """
 
-    momentum: float = 0.9
     epsilon: float = VARIANCE_EPSILON
 
     @nn.compact
@@ -70,7 +61,7 @@ class BatchNorm(nn.Module):
         Raises:
           ValueError: a training batch with one value a channel, which has no variance.
         """
-        channels = x.shape[-1]
+        channels, axes = x.shape[-1], tuple(range(x.ndim - 1))
         scale = self.param("scale", nn.initializers.ones, (channels,))
         bias = self.param("bias", nn.initializers.zeros, (channels,))
         running_mean = self.variable("batch_stats", "mean", jnp.zeros, (channels,))
@@ -79,36 +70,27 @@ class BatchNorm(nn.Module):
         features = x.astype(jnp.promote_types(x.dtype, jnp.float32))
         mean, var = running_mean.value, running_var.value
         if train:
-            count = x.size // channels
-            axes = tuple(range(x.ndim - 1))
-            mean = features.mean(axes)
-            var = features.var(axes)
+            count, mean, var = x.size // channels, features.mean(axes), features.var(axes)
             if not self.is_initializing():
                 if count < 2:
                     raise ValueError(f"batch norm {'/'.join(self.path)}: one value a channel in a batch {x.shape}")
-                running_mean.value = self.momentum * running_mean.value + (1 - self.momentum) * mean
-                unbiased_var = var * (count / (count - 1))
-                running_var.value = self.momentum * running_var.value + (1 - self.momentum) * unbiased_var
+                for running, new in ((running_mean, mean), (running_var, var * (count / (count - 1)))):
+                    running.value = MOMENTUM * running.value + (1 - MOMENTUM) * new
         gain = jax.lax.rsqrt(var + self.epsilon) * scale
-        mean, gain, bias = (jnp.expand_dims(a, tuple(range(x.ndim - 1))) for a in (mean, gain, bias))
+        mean, gain, bias = (jnp.expand_dims(a, axes) for a in (mean, gain, bias))
         return ((features - mean) * gain + bias).astype(x.dtype)
 
 
 class ConvBlock(nn.Module):
-    """(conv 3x3 - batch norm - ReLU) twice.
-
-    Attributes:
-      features: output channels of both convolutions.
-    """
+    """(conv 3x3 - batch norm - ReLU) twice."""
 
     features: int
 
     @nn.compact
     def __call__(self, x_BHWC: chex.Array, train: bool) -> chex.Array:
-        x_BHWC = conv(self.features, name="conv1")(x_BHWC)
-        x_BHWC = nn.relu(BatchNorm(name="norm1")(x_BHWC, train))
-        x_BHWC = conv(self.features, name="conv2")(x_BHWC)
-        return nn.relu(BatchNorm(name="norm2")(x_BHWC, train))
+        for i in (1, 2):
+            x_BHWC = nn.relu(BatchNorm(name=f"norm{i}")(conv(self.features, name=f"conv{i}")(x_BHWC), train))
+        return x_BHWC
 
 
 def plain_layer_norm(x: chex.Array) -> chex.Array:
@@ -138,11 +120,10 @@ def max_pool_2x2(x_BHWC: chex.Array) -> chex.Array:
     return nn.max_pool(x_BHWC, window_shape=(2, 2), strides=(2, 2))
 
 
-def upsample_nearest(x_BHWC: chex.Array, factor: int = 2) -> chex.Array:
-    """Repeats every pixel `factor` times along both spatial axes: (B, H, W, C) -> (B, fH, fW, C)."""
+def upsample_nearest(x_BHWC: chex.Array) -> chex.Array:
+    """Repeats every pixel twice along both spatial axes: (B, H, W, C) -> (B, 2H, 2W, C)."""
     b, h, w, c = x_BHWC.shape
-    blocks = jnp.broadcast_to(x_BHWC[:, :, None, :, None, :], (b, h, factor, w, factor, c))
-    return blocks.reshape(b, h * factor, w * factor, c)
+    return jnp.broadcast_to(x_BHWC[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
 
 
 def adain(content_BHWC: chex.Array, style_BZ: chex.Array) -> chex.Array:

@@ -6,6 +6,7 @@ numbers, and rebuilds the image from the two. These are the networks of the publ
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -56,11 +57,7 @@ class PriorOutput:
 
 
 class BottleneckBlock(nn.Module):
-    """Residual block of the U-Net's lowest level: twice (ReLU - conv 3x3 - norm), plus ReLU - conv 1x1 - norm.
-
-    Attributes:
-      features: output channels.
-    """
+    """Residual block of the U-Net's lowest level: twice (ReLU - conv 3x3 - norm), plus ReLU - conv 1x1 - norm."""
 
     features: int
 
@@ -73,11 +70,7 @@ class BottleneckBlock(nn.Module):
 
 
 class UpConv(nn.Module):
-    """Nearest-neighbour upsampling by two, then conv 3x3 and norm without activation.
-
-    Attributes:
-      features: output channels.
-    """
+    """Nearest-neighbour upsampling by two, then conv 3x3 and norm without activation."""
 
     features: int
 
@@ -87,27 +80,17 @@ class UpConv(nn.Module):
 
 
 class AnatomyEncoder(nn.Module):
-    """U-Net from the image to the logits of the anatomy factors, at full resolution.
+    """U-Net from images in [-1, 1] to anatomy logits (B, H, W, K); the bottleneck has twice the last of the `widths`.
 
-    Attributes:
-      anatomy_factors: K.
-      widths: channels of each level, finest first; the bottleneck has twice the last.
+    Raises:
+      ValueError: height or width does not halve evenly once a level.
     """
 
-    anatomy_factors: int = 8
-    widths: Sequence[int] = (64, 128, 256, 512)
+    anatomy_factors: int
+    widths: Sequence[int]
 
     @nn.compact
     def __call__(self, image_BHWC: chex.Array, train: bool) -> chex.Array:
-        """Returns logits (B, H, W, K).
-
-        Args:
-          image_BHWC: images in [-1, 1].
-          train: normalises by the batch and updates the running statistics.
-
-        Raises:
-          ValueError: height or width does not halve evenly once a level.
-        """
         divisor = 2 ** len(self.widths)
         height, width = image_BHWC.shape[1:3]
         if height % divisor or width % divisor:
@@ -126,23 +109,17 @@ class AnatomyEncoder(nn.Module):
 
 
 class ModalityEncoder(nn.Module):
-    """Anatomy map and image to the Gaussian posterior of the modality vector.
+    """Anatomy map and image to mean and log-variance of the modality posterior, each (B, Z).
 
     The linear layer reads a flattened map, so its parameters fit one image size.
-
-    Attributes:
-      modality_factors: Z.
-      widths: channels of the convolutions, each of stride 2.
-      hidden_dim: width of the linear layer before the two heads.
     """
 
-    modality_factors: int = 8
-    widths: Sequence[int] = (16, 32, 64, 128)
-    hidden_dim: int = 32
+    modality_factors: int
+    widths: Sequence[int]
+    hidden_dim: int
 
     @nn.compact
     def __call__(self, anatomy_BHWK: chex.Array, image_BHWC: chex.Array, train: bool) -> tuple[chex.Array, chex.Array]:
-        """Returns mu and logvar, each (B, Z)."""
         x_BHWC = jnp.concatenate([anatomy_BHWK, image_BHWC], axis=-1)
         for block, features in enumerate(self.widths, start=1):
             x_BHWC = conv(features, stride=2, name=f"conv{block}")(x_BHWC)
@@ -155,15 +132,10 @@ class ModalityEncoder(nn.Module):
 
 
 class Segmentor(nn.Module):
-    """Anatomy map to class probabilities (B, H, W, classes).
+    """Anatomy map to class probabilities (B, H, W, classes), background first."""
 
-    Attributes:
-      classes: background first, then the lesion.
-      features: hidden channels.
-    """
-
-    classes: int = 2
-    features: int = 64
+    classes: int
+    features: int
 
     @nn.compact
     def __call__(self, anatomy_BHWK: chex.Array, train: bool) -> chex.Array:
@@ -172,15 +144,10 @@ class Segmentor(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Anatomy map and modality vector to the image: (AdaIN - conv 3x3 - ReLU) for each width, then AdaIN - conv - tanh.
+    """Anatomy map and modality vector to image: AdaIN - conv 3x3 - ReLU for each width, then AdaIN - conv - tanh."""
 
-    Attributes:
-      widths: channels between the convolutions.
-      channels: channels of the image.
-    """
-
-    widths: Sequence[int] = (128, 64, 32)
-    channels: int = 3
+    widths: Sequence[int]
+    channels: int
 
     @nn.compact
     def __call__(self, anatomy_BHWK: chex.Array, z_BZ: chex.Array) -> chex.Array:
@@ -221,48 +188,14 @@ class SDNet(nn.Module):
         self.segmentor = Segmentor(self.classes, self.segmentor_features)
         self.decoder = Decoder(self.decoder_widths, self.image_channels)
 
-    def anatomy_logits(self, image_BHWC: chex.Array, train: bool = False) -> chex.Array:
-        """Logits of the anatomy factors, (B, H, W, K)."""
-        return self.anatomy_encoder(image_BHWC, train)
-
-    def anatomy(self, image_BHWC: chex.Array, gumbel_BHWK: chex.Array | None = None, train: bool = False) -> chex.Array:
-        """One-hot anatomy map (B, H, W, K); without noise the same image always gives the same map."""
-        return straight_through_gumbel_softmax(self.anatomy_encoder(image_BHWC, train), gumbel_BHWK)
-
-    def modality(
-        self, anatomy_BHWK: chex.Array, image_BHWC: chex.Array, train: bool = False
-    ) -> tuple[chex.Array, chex.Array]:
-        """Mean and log-variance of the modality posterior, each (B, Z)."""
-        return self.modality_encoder(anatomy_BHWK, image_BHWC, train)
-
-    def segment(self, anatomy_BHWK: chex.Array, train: bool = False) -> chex.Array:
-        """Class probabilities (B, H, W, classes)."""
-        return self.segmentor(anatomy_BHWK, train)
-
-    def decode(self, anatomy_BHWK: chex.Array, z_BZ: chex.Array) -> chex.Array:
-        """Image (B, H, W, C) in [-1, 1]."""
-        return self.decoder(anatomy_BHWK, z_BZ)
-
-    def __call__(self, image_BHWC: chex.Array) -> PriorOutput:
-        """Deterministic pass: running statistics, no noise, z = mu; nothing is read back from the rebuilt image."""
-        anatomy_BHWK = self.anatomy(image_BHWC)
-        mu_BZ, logvar_BZ = self.modality(anatomy_BHWK, image_BHWC)
-        return PriorOutput(
-            anatomy_BHWK=anatomy_BHWK,
-            segmentation_BHWS=self.segment(anatomy_BHWK),
-            mu_BZ=mu_BZ,
-            logvar_BZ=logvar_BZ,
-            z_BZ=mu_BZ,
-            reconstruction_BHWC=self.decode(anatomy_BHWK, mu_BZ),
-            anatomy_tilde_BHWK=anatomy_BHWK,
-            mu_tilde_BZ=mu_BZ,
-            structure_BHWF=anatomy_BHWK,
-        )
-
     @property
     def structure_channels(self) -> int:
         """How many maps leave stage 1 as anatomy."""
         return self.anatomy_factors
+
+    def __call__(self, image_BHWC: chex.Array) -> PriorOutput:
+        """Deterministic pass: running statistics, no noise, z = mu; nothing is read back from the rebuilt image."""
+        return self._rebuild(image_BHWC, None, None)
 
     def noisy_pass(
         self, image_BHWC: chex.Array, lesion_BHW: chex.Array, key: chex.PRNGKey, restyle: Any
@@ -280,11 +213,7 @@ class SDNet(nn.Module):
         return self.training_pass(image_BHWC, gumbel_1, gumbel_2, eps), {}
 
     def training_pass(
-        self,
-        image_BHWC: chex.Array,
-        gumbel_1_BHWK: chex.Array,
-        gumbel_2_BHWK: chex.Array,
-        eps_1_BZ: chex.Array,
+        self, image_BHWC: chex.Array, gumbel_1_BHWK: chex.Array, gumbel_2_BHWK: chex.Array, eps_1_BZ: chex.Array
     ) -> PriorOutput:
         """Rebuilds the image and reads the factors back from the result.
 
@@ -300,21 +229,29 @@ class SDNet(nn.Module):
         Raises:
           ValueError: the image size does not fit the levels, or the batch holds one image.
         """
-        anatomy_BHWK = self.anatomy(image_BHWC, gumbel_1_BHWK, train=True)
-        segmentation_BHWS = self.segment(anatomy_BHWK, train=True)
-        mu_BZ, logvar_BZ = self.modality(anatomy_BHWK, image_BHWC, train=True)
-        z_BZ = mu_BZ + eps_1_BZ * jnp.exp(0.5 * logvar_BZ)
-        reconstruction_BHWC = self.decode(anatomy_BHWK, z_BZ)
-        anatomy_tilde_BHWK = self.anatomy(reconstruction_BHWC, gumbel_2_BHWK, train=True)
-        mu_tilde_BZ, _ = self.modality(anatomy_tilde_BHWK, reconstruction_BHWC, train=True)
+        output = self._rebuild(image_BHWC, gumbel_1_BHWK, eps_1_BZ)
+        again_BHWC = output.reconstruction_BHWC
+        anatomy_BHWK = straight_through_gumbel_softmax(self.anatomy_encoder(again_BHWC, True), gumbel_2_BHWK)
+        mu_BZ, _ = self.modality_encoder(anatomy_BHWK, again_BHWC, True)
+        return dataclasses.replace(output, anatomy_tilde_BHWK=anatomy_BHWK, mu_tilde_BZ=mu_BZ)
+
+    def _rebuild(
+        self, image_BHWC: chex.Array, gumbel_BHWK: chex.Array | None, eps_BZ: chex.Array | None
+    ) -> PriorOutput:
+        """One way through the networks, in training where there is noise; nothing is read back yet."""
+        train = eps_BZ is not None
+        anatomy_BHWK = straight_through_gumbel_softmax(self.anatomy_encoder(image_BHWC, train), gumbel_BHWK)
+        segmentation_BHWS = self.segmentor(anatomy_BHWK, train)
+        mu_BZ, logvar_BZ = self.modality_encoder(anatomy_BHWK, image_BHWC, train)
+        z_BZ = mu_BZ if eps_BZ is None else mu_BZ + eps_BZ * jnp.exp(0.5 * logvar_BZ)
         return PriorOutput(
             anatomy_BHWK=anatomy_BHWK,
             segmentation_BHWS=segmentation_BHWS,
             mu_BZ=mu_BZ,
             logvar_BZ=logvar_BZ,
             z_BZ=z_BZ,
-            reconstruction_BHWC=reconstruction_BHWC,
-            anatomy_tilde_BHWK=anatomy_tilde_BHWK,
-            mu_tilde_BZ=mu_tilde_BZ,
+            reconstruction_BHWC=self.decoder(anatomy_BHWK, z_BZ),
+            anatomy_tilde_BHWK=anatomy_BHWK,
+            mu_tilde_BZ=mu_BZ,
             structure_BHWF=anatomy_BHWK,
         )

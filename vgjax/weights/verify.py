@@ -164,7 +164,7 @@ def _sdnet(folder: pathlib.Path) -> Iterator[Row]:
 def _evaluation_pass(module: nn.Module, variables: Any, io: Stored) -> Iterator[Row]:
     x = io.wide("x")
     output: PriorOutput = jax.device_get(jax.jit(module.apply)(variables, x))
-    logits_of = jax.jit(functools.partial(module.apply, method="anatomy_logits"))
+    logits_of = jax.jit(functools.partial(module.apply, method=lambda net, x: net.anatomy_encoder(x, False)))
     found = {
         "anatomy_logits": logits_of(variables, x),
         "segmentation": output.segmentation_BHWS,

@@ -139,7 +139,7 @@ def test_requests_and_rows_of_one_text_agree(made, name):
 @TEXT_CONDITIONS
 @pytest.mark.parametrize("request_", [Request(label="benign"), Request(anatomy="a lesion")])
 def test_a_channel_without_words_is_refused(made, name, request_):
-    with pytest.raises(ConfigError, match=f"condition '{name}' is told in words: give a prompt"):
+    with pytest.raises(ConfigError, match=f"condition '{name}' takes words: give a prompt"):
         made[name].condition.from_requests(made[name].frozen, [request_])
 
 

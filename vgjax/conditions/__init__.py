@@ -1,4 +1,4 @@
-"""What the transformer can be told, by the name that config key `denoiser.condition` takes."""
+"""What the transformer can be conditioned on, by the name that config key `denoiser.condition` takes."""
 
 from collections.abc import Callable
 

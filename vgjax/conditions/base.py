@@ -1,4 +1,4 @@
-"""The contract of a condition: what the transformer is told of a picture, and how it is read from rows and requests."""
+"""The contract of a condition: what the transformer is conditioned on, read from rows and from requests."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ class Condition(abc.ABC):
         """Inputs of what is to be drawn.
 
         Raises:
-          ConfigError: a request asks for nothing that this condition can be told.
+          ConfigError: a request asks for nothing that this condition can express.
         """
 
     @abc.abstractmethod

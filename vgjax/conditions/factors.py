@@ -51,7 +51,7 @@ class TextFactors(Condition):
         for channel in self.channels:
             texts = tuple(request.text(channel) for request in requests)
             if not all(texts):
-                raise ConfigError(f"condition '{self.config.denoiser.condition}' is told in words: give a prompt")
+                raise ConfigError(f"condition '{self.config.denoiser.condition}' takes words: give a prompt")
             if texts not in read:
                 embedding = jnp.asarray(self._encode(list(texts)), jnp.float32)
                 read[texts] = self.from_rows(frozen, {"embedding": embedding}, None)

@@ -54,7 +54,7 @@ def load_cases(context: Context) -> list[TestCase]:
 
 
 def options_of(context: Context) -> Options:
-    """What metrics are told besides pictures."""
+    """What metrics get besides pictures."""
     c, info = context.config.evaluate, context.artefact("pictures").manifest["info"]
     reader = SOURCES[info["source"]].reader(info["thresholds"])
     return Options(reader, context.config.seed, c.draws, c.resamples)

@@ -84,8 +84,8 @@ class FileSource:
 
 def _matched(entries: Sequence[Entry], parts: Parts, captions_file: str) -> tuple[list[Entry], list[dict[str, Any]]]:
     """Entries that could be decoded, with what was measured on them (the pictures themselves stay on disk)."""
-    told = read_captions(captions_file) if captions_file else {}
-    by_id = {entry.id: dataclasses.replace(entry, text=told.get(entry.id, entry.text)) for entry in entries}
+    own = read_captions(captions_file) if captions_file else {}
+    by_id = {entry.id: dataclasses.replace(entry, text=own.get(entry.id, entry.text)) for entry in entries}
     measured = [{name: value for name, value in row.items() if name not in ("image", "mask")} for row in parts]
     return [by_id[row["id"]] for row in measured], measured
 

@@ -139,14 +139,14 @@ def _surroundings(luminance: np.ndarray) -> Surroundings:
     clear = np.ones_like(luminance, dtype=bool)
     plain, level = luminance, float(np.median(luminance))
     for _ in range(2):
-        heard = np.where(clear, luminance - level, 0.0) / _CARRIER
-        amplitude = 2.0 * _blurred(heard, LINE_WINDOW) / (_blurred(clear.astype(float), LINE_WINDOW) + 0.01)
+        demodulated = np.where(clear, luminance - level, 0.0) / _CARRIER
+        amplitude = 2.0 * _blurred(demodulated, LINE_WINDOW) / (_blurred(clear.astype(float), LINE_WINDOW) + 0.01)
         plain = luminance - (amplitude * _CARRIER).real
         level = float(np.median(plain[clear]))
         smooth_depth = level - _blurred(plain, 1.0)
         peak = max(np.partition(smooth_depth.ravel(), -6)[-6:].mean(), LEAST_DEPTH)
         shadow = ndimage.binary_dilation(smooth_depth > 0.25 * peak, iterations=2)
-        # A lesion never fills the image; if it seems to, the level is off and all pixels have to be heard again.
+        # A lesion never fills the image; if it seems to, the level is off and all pixels have to be used again.
         clear = ~shadow if shadow.mean() < 0.8 else np.ones_like(shadow)
     level = float(np.median(plain[clear]))
     return Surroundings(level, float(np.abs(amplitude[clear]).mean()), level - plain, clear)

@@ -73,7 +73,7 @@ class Seen:
 
 
 class Options(NamedTuple):
-    """What metrics are told besides pictures.
+    """What metrics get besides pictures.
 
     Attributes:
       reader: of the dataset's factors.

@@ -93,7 +93,8 @@ def _dispatch() -> None:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    logging.getLogger("absl").setLevel(logging.WARNING)
+    for name in ("absl", "jax"):  # JAX would tell of every platform that is not there
+        logging.getLogger(name).setLevel(logging.WARNING)
     if "JAX_COORDINATOR_ADDRESS" in os.environ:
         jax.distributed.initialize()
 

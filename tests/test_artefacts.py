@@ -133,3 +133,26 @@ def test_every_need_stands_before_what_needs_it(variant):
         assert set(producer.needs) <= seen, name
         seen.add(name)
     assert ("prior" in seen) == (variant != "class_label+smoke")
+
+
+@pytest.mark.parametrize("collective", [True, False])
+def test_only_the_first_process_writes(tmp_path, monkeypatch, collective):
+    """Another one computes along where the work is spread over all devices, and else waits for what was made."""
+    made: list[bool] = []
+
+    def make(seen, part):
+        made.append(parallel.is_main())
+        if parallel.is_main():
+            (part / "file").write_text("")
+
+    producer = context.Producer("pictures", make, keys=("seed",), collective=collective)
+    config = runs.open_run(phantom.get_config("smoke"), str(tmp_path / "run")).config
+    opened = lambda: context.Run(
+        config, tmp_path, parallel.make_mesh(config.mesh), Store(tmp_path / "store"), {"pictures": producer}
+    )
+    other = opened()
+    monkeypatch.setattr(other, "find", lambda name: None)  # it asked before the first process was done
+    opened().artefact("pictures")
+    monkeypatch.setattr(parallel, "is_main", lambda: False)
+    assert other.artefact("pictures").files == ("file",)
+    assert made == ([True, False] if collective else [True])

@@ -127,3 +127,25 @@ def test_training_outlasts_a_busy_machine():
     ran = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True, timeout=300)
     assert ran.returncode == 0, ran.stderr[-2000:]
     assert int(ran.stdout.split()[0]) > 0
+
+
+def test_gather_gives_whole_arrays_of_sharded_ones():
+    mesh = parallel.make_mesh(Mesh(data=2, fsdp=2, tensor=2))
+    rows = np.arange(16.0, dtype=np.float32).reshape(8, 2)
+    split = parallel.to_global({"x": rows}, mesh)
+    assert not split["x"].is_fully_replicated
+    gathered = parallel.gather(split)
+    assert isinstance(gathered["x"], np.ndarray)
+    np.testing.assert_array_equal(gathered["x"], rows)
+
+
+def test_processes_share_the_rows_of_a_batch(monkeypatch):
+    assert parallel.is_main() and parallel.process_rows(8) == slice(0, 8)
+    parallel.barrier("nobody to wait for")
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    taken = []
+    for index in range(4):
+        monkeypatch.setattr(jax, "process_index", lambda index=index: index)
+        taken += range(8)[parallel.process_rows(8)]
+        assert parallel.is_main() == (index == 0)
+    assert taken == list(range(8))

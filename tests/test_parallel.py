@@ -146,6 +146,6 @@ def test_processes_share_the_rows_of_a_batch(monkeypatch):
     taken = []
     for index in range(4):
         monkeypatch.setattr(jax, "process_index", lambda index=index: index)
-        taken += range(8)[parallel.process_rows(8)]
+        taken.append(list(range(8)[parallel.process_rows(8)]))
         assert parallel.is_main() == (index == 0)
-    assert taken == list(range(8))
+    assert taken == [[0, 1], [2, 3], [4, 5], [6, 7]]

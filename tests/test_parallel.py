@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import chex
@@ -14,8 +15,8 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from vgjax import parallel
-from vgjax.config import ConfigError, Mesh
+from vgjax import parallel, train
+from vgjax.config import ConfigError, Mesh, Training
 from vgjax.models.dit import DiT
 from vgjax.types import Tokens
 
@@ -149,3 +150,15 @@ def test_processes_share_the_rows_of_a_batch(monkeypatch):
         taken.append(list(range(8)[parallel.process_rows(8)]))
         assert parallel.is_main() == (index == 0)
     assert taken == [[0, 1], [2, 3], [4, 5], [6, 7]]
+
+
+@pytest.mark.parametrize("first", [True, False])
+def test_only_the_first_process_writes_the_log(tmp_path, monkeypatch, first):
+    monkeypatch.setattr(parallel, "is_main", lambda: first)
+    stage = types.SimpleNamespace(name="prior", training=Training(steps=2, log_every_steps=1))
+    with train.Log(tmp_path, stage) as log:
+        log.start(0)
+        log.step(1, {"loss": jnp.float32(0.5)}, 0.0)
+        log.validation(1, {"score": 0.25})
+    written = [path for path in tmp_path.rglob("*") if path.is_file()]
+    assert len(train.read_log(tmp_path / train.LOG)) == 2 * first and bool(written) == first

@@ -145,11 +145,12 @@ class Validation:
 
 
 class Log:
-    """Progress bar, JSONL and TensorBoard rows of one stage."""
+    """Progress bar, JSONL and TensorBoard rows of one stage; the first process alone writes."""
 
     def __init__(self, folder: pathlib.Path, stage: Stage):
         self._stage, self._path = stage, folder / LOG
-        self._board = SummaryWriter(str(folder / "tensorboard"))
+        self._writes = parallel.is_main()
+        self._board = SummaryWriter(str(folder / "tensorboard"), write_to_disk=self._writes)
         self.seconds_before = 0.0
 
     def __enter__(self) -> Log:
@@ -163,7 +164,8 @@ class Log:
         """Drops rows after `step`, which a killed run wrote past its last checkpoint and this one writes again."""
         rows = read_log(self._path)
         kept = [row for row in rows if row["step"] <= step]
-        write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
+        if self._writes:
+            write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self.seconds_before = max((row["elapsed_s"] for row in kept), default=0.0)
         total, name = self._stage.training.steps, self._stage.name
         self._bar = tqdm(total=total, initial=step, desc=f"stage {name}", unit="step", mininterval=1.0)
@@ -192,8 +194,9 @@ class Log:
     def _write(self, step: int, kind: str, values: dict[str, float]) -> None:
         elapsed = self.seconds_before + time.monotonic() - self._began
         row = {"step": step, "kind": kind, "elapsed_s": elapsed, **values}
-        with self._path.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+        if self._writes:
+            with self._path.open("a") as file:
+                file.write(json.dumps(row) + "\n")
         for name, value in values.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
 

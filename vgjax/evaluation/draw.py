@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from vgjax import conditions, seeds
+from vgjax import conditions, parallel, seeds
 from vgjax.config import Config
 from vgjax.context import Context, Producer
 from vgjax.data import records
@@ -94,7 +94,9 @@ def _draw(
         {"image": to_png(picture), "request": dataclasses.asdict(request), "seed": str(one), "method": method}
         for picture, request, one in zip(pictures, requests, noise, strict=True)
     )
-    return {"count": records.write(folder / "drawn.array_record", rows)}
+    if parallel.is_main():
+        records.write(folder / "drawn.array_record", rows)
+    return {"count": len(requests)}
 
 
 def read_drawn(context: Context, name: str) -> Drawn:

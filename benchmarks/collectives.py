@@ -5,8 +5,6 @@ busy, and prints the steps it made. With 1000 steps in flight instead of vgjax.p
 stops for good ("may be stuck"), and the process aborts.
 """
 
-from __future__ import annotations
-
 import multiprocessing
 import os
 import pathlib

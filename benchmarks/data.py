@@ -4,8 +4,6 @@ Prints medians of three: pictures a second that preparation decodes from JPEG fi
 second that Grain delivers to stage 3 of the default config, beside what its training steps consume.
 """
 
-from __future__ import annotations
-
 import pathlib
 import statistics
 import sys

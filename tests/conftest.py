@@ -4,8 +4,6 @@ JAX and the Hugging Face hub read these environment variables when they are impo
 inherit them; so they are set before anything else is imported.
 """
 
-from __future__ import annotations
-
 import ipaddress
 import os
 import socket

@@ -4,8 +4,6 @@
 open. tests/test_images.py says what must come out of each.
 """
 
-from __future__ import annotations
-
 import gzip
 import io
 import os

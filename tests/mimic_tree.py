@@ -1,7 +1,5 @@
 """A miniature MIMIC-CXR-JPG in the exact layout: drawn radiographs, tables, reports and CheXmask rows, all made up."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 from pathlib import Path

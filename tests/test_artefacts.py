@@ -1,7 +1,5 @@
 """What is made again after which change: the promise of artefacts kept by what they depend on."""
 
-from __future__ import annotations
-
 import pathlib
 from collections import Counter
 

@@ -1,7 +1,5 @@
 """What every condition promises, on untrained weights and made-up rows."""
 
-from __future__ import annotations
-
 import chex
 import jax
 import jax.numpy as jnp

@@ -1,7 +1,5 @@
 """Metrics: the estimates that they make of readings, and the pictures that they ask for."""
 
-from __future__ import annotations
-
 import numpy as np
 import pytest
 

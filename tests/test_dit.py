@@ -1,5 +1,3 @@
-from __future__ import annotations
-
 import chex
 import jax
 import jax.numpy as jnp

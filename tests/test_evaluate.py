@@ -3,8 +3,6 @@
 The pictures and their reader are the phantom's own; nothing is trained, and "drawing" paints a picture a request.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import pathlib

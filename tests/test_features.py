@@ -1,7 +1,5 @@
 """Derived columns: joined by row number, resumable, and damage costs what is damaged and nothing else."""
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import pathlib

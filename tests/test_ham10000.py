@@ -1,7 +1,5 @@
 """The published full-size configuration, looked at without its weights: shapes, shardings and cost."""
 
-from __future__ import annotations
-
 import json
 import math
 import os

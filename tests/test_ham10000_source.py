@@ -1,7 +1,5 @@
 """HAM10000 as a source. The files hold no pictures: a source that decoded one would fail here."""
 
-from __future__ import annotations
-
 import functools
 import os
 from collections import Counter

@@ -1,7 +1,5 @@
 """The house rules: imports point one way, files and functions stay short, nothing private, unsafe or machine-bound."""
 
-from __future__ import annotations
-
 import ast
 import configparser
 import contextlib

@@ -1,7 +1,5 @@
 """A run killed by the operating system in each stage, started again by the same command."""
 
-from __future__ import annotations
-
 import json
 import os
 import pathlib

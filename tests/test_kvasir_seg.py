@@ -1,7 +1,5 @@
 """Kvasir-SEG as a source. The files hold no pictures: a source that decoded one would fail here."""
 
-from __future__ import annotations
-
 import functools
 import os
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Bad input: one sentence, exit code 2, no traceback, no half-made workdir."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """The file of metrics, and intervals."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

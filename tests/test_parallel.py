@@ -1,7 +1,5 @@
 """One device and a 2 x 2 x 2 mesh must agree, in loss and in every gradient."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Preparation from source files to records: accounted for, resumable, and the same each time."""
 
-from __future__ import annotations
-
 import csv
 import json
 import pathlib

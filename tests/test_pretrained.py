@@ -1,7 +1,5 @@
 """Stage 3 from pretrained weights: latents made once, an adapter trained, exported, and brought back in."""
 
-from __future__ import annotations
-
 import functools
 import json
 import os

@@ -1,7 +1,5 @@
 """Fingerprints and provenance."""
 
-from __future__ import annotations
-
 import subprocess
 import sys
 

@@ -1,7 +1,5 @@
 """What decides an artefact: declared keys, digests, and how two recipes differ."""
 
-from __future__ import annotations
-
 import dataclasses
 import pickle
 import subprocess

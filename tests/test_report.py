@@ -1,7 +1,5 @@
 """The report is one safe file that says what was measured and what was not."""
 
-from __future__ import annotations
-
 import base64
 import configparser
 import dataclasses

@@ -1,7 +1,5 @@
 """Whole runs on datasets in their original layout."""
 
-from __future__ import annotations
-
 import json
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Seeds of 64 bits: distinct ones give distinct keys, and what a seed draws is fixed for good."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,7 +1,5 @@
 """The whole pipeline, tiny: end to end on eight devices, resumed after a kill, deaf to the ground truth."""
 
-from __future__ import annotations
-
 import json
 import shutil
 

@@ -1,7 +1,5 @@
 """What one set of library versions stored, another goes on with: records, a checkpoint, the data iterator's state."""
 
-from __future__ import annotations
-
 import os
 import subprocess
 import sys

@@ -1,7 +1,5 @@
 """Artefacts on disk: found by their recipe, whole or not there, made by one process at a time."""
 
-from __future__ import annotations
-
 import errno
 import fcntl
 import json

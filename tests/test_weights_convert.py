@@ -1,7 +1,5 @@
 """The converter's own promises: strict in both directions, everything wrong named at once, round trips bit-equal."""
 
-from __future__ import annotations
-
 import jax
 import numpy as np
 import pytest

@@ -1,7 +1,5 @@
 """Readers of weight files: formats, and files made to break or to run something."""
 
-from __future__ import annotations
-
 import collections
 import io
 import json

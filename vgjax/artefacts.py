@@ -1,7 +1,5 @@
 """What a config's run consists of: the makers of its artefacts, each after those that it needs."""
 
-from __future__ import annotations
-
 import pathlib
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Config -> networks, autoencoder and diffusion process: the one place where modules get their sizes."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple

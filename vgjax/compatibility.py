@@ -1,7 +1,5 @@
 """Rules between config keys: values that are good on their own and cannot work together."""
 
-from __future__ import annotations
-
 import pathlib
 import re
 from collections.abc import Iterator, Mapping

@@ -6,8 +6,6 @@ work together, before any long work. Units stand in the names: `_steps` optimise
 pixels, `weight_` factor of a loss term.
 """
 
-from __future__ import annotations
-
 import json
 from typing import Annotated, Any, Literal
 

@@ -1,7 +1,5 @@
 """What the makers of artefacts read: declared config keys, declared artefacts, and the rows and weights in those."""
 
-from __future__ import annotations
-
 import dataclasses
 import fnmatch
 import functools

@@ -1,7 +1,5 @@
 """A trained run to files that diffusers and peft read, with an example that samples from them."""
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Mapping
 from typing import Any

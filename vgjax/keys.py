@@ -1,7 +1,5 @@
 """Typed, bounded and documented config keys: how a group of them is declared, read, refused and described."""
 
-from __future__ import annotations
-
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, TypeVar

@@ -1,7 +1,5 @@
 """Command line: `python -m vgjax.main --config=configs/phantom.py --workdir=runs/phantom --mode=run`."""
 
-from __future__ import annotations
-
 import logging
 import os
 import pathlib

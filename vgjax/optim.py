@@ -1,7 +1,5 @@
 """Optimisers: AdamW or Muon with warm-up, built from a stage's training config."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

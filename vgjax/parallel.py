@@ -1,7 +1,5 @@
 """The device mesh and where arrays live on it: one ordered (pattern, spec) table over parameter names."""
 
-from __future__ import annotations
-
 import collections
 import re
 from collections.abc import Callable

@@ -8,8 +8,6 @@ B batch, H W C image, g coarse grid, K anatomy factors, Z modality factors, F fe
 D width, N tokens.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 

@@ -1,7 +1,5 @@
 """Where numbers come from: fingerprints of weights, and the command, commit, hardware and versions of a run."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import os

@@ -1,7 +1,5 @@
 """A run: the checks before any long work, its workdir and store, and what each mode does."""
 
-from __future__ import annotations
-
 import json
 import logging
 import os

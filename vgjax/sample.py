@@ -1,7 +1,5 @@
 """Pictures from texts, with everything that decides them written down."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import pathlib

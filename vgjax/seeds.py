@@ -1,7 +1,5 @@
 """Randomness from a seed of 64 bits, fixed for good: what a seed draws does not change from one version to the next."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 

@@ -1,7 +1,5 @@
 """What one stage's training carries from step to step."""
 
-from __future__ import annotations
-
 import dataclasses
 from typing import Any
 

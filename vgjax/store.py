@@ -4,8 +4,6 @@ A `Recipe` says what decides an artefact. Equal recipes have equal digests, so a
 matter to an artefact finds it again. No database: the folders' `manifest.json` are all there is to know.
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import datetime

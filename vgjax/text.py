@@ -1,7 +1,5 @@
 """The text encoder that a config names, with its weights and tokenizer from a local folder; never from the network."""
 
-from __future__ import annotations
-
 import os
 import pathlib
 

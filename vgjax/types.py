@@ -4,8 +4,6 @@ Axes are written into the names: B batch, H W C image, g coarse grid, K anatomy 
 D width, N tokens.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Mapping
 from typing import Any

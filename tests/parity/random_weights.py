@@ -1,7 +1,5 @@
 """Weights for parity tests, made anew from names and shapes: the goldens then hold inputs and outputs alone."""
 
-from __future__ import annotations
-
 import json
 import math
 import pathlib

@@ -1,7 +1,5 @@
 """The two autoencoders against diffusers' and TAESD's arithmetic in torch."""
 
-from __future__ import annotations
-
 import json
 import re
 

@@ -1,7 +1,5 @@
 """The text encoders against transformers' own, by committed outputs."""
 
-from __future__ import annotations
-
 import functools
 import os
 

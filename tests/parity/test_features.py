@@ -1,7 +1,5 @@
 """VGG-19 and Inception-v3 against the same networks in torch, by committed outputs."""
 
-from __future__ import annotations
-
 import functools
 
 import jax

@@ -1,7 +1,5 @@
 """The published system's networks against its own weights, inputs and outputs, through `vgjax.weights.verify`."""
 
-from __future__ import annotations
-
 import os
 import pathlib
 import shutil

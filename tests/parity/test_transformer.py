@@ -1,7 +1,5 @@
 """Transformer, adapter, sampler and stage-3 training steps against diffusers, peft and torch."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

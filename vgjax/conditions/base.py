@@ -1,7 +1,5 @@
 """The contract of a condition: what the transformer is conditioned on, read from rows and from requests."""
 
-from __future__ import annotations
-
 import abc
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any

@@ -3,8 +3,6 @@
 Labels come from the dataset. It is the one condition, and the only thing trained, that reads them.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

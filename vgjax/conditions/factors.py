@@ -1,7 +1,5 @@
 """The default condition: whitened components of the factors that text implies, an anatomy and a modality channel."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The published condition: area fractions of the anatomy and mu, as text implies them, a token each."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

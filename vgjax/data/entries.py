@@ -1,7 +1,5 @@
 """The contract of a source: what it tells preparation of a dataset, and how evaluation reads its factors back."""
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import pathlib

@@ -4,8 +4,6 @@ Prepares the dataset where that has not happened yet, then prints splits and cla
 skipped and why, and whether anything stands on both sides of a split; writes a contact sheet with masks and captions.
 """
 
-from __future__ import annotations
-
 import json
 import pathlib
 import sys

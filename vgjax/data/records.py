@@ -1,7 +1,5 @@
 """ArrayRecord files between stages: one record a picture, several sources zipped by row."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import pathlib

@@ -1,7 +1,5 @@
 """Streams batches with Grain: deterministic, shuffled over the whole dataset, resumable on any number of processes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any
 

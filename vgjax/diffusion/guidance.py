@@ -9,8 +9,6 @@ Which branches run is decided before compilation; their coefficients are traced,
 nothing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 

@@ -7,8 +7,6 @@ All objectives use x_t = alpha(t) x_0 + sigma(t) eps:
                drawn logit-normal as in Esser et al. 2024, eq. 19).
 """
 
-from __future__ import annotations
-
 import dataclasses
 
 import jax

@@ -1,7 +1,5 @@
 """Solvers that turn noise into pictures; each is one `lax.scan` over precomputed coefficients."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 import jax

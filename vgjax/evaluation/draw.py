@@ -1,7 +1,5 @@
 """Draw: the pictures that metrics want, each set drawn once and kept with request, seed and method."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import pathlib

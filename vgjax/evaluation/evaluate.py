@@ -1,7 +1,5 @@
 """Metrics of a config's drawn pictures: every picture is read once, each metric makes its estimates of the readings."""
 
-from __future__ import annotations
-
 import functools
 import json
 import pathlib

@@ -1,7 +1,5 @@
 """What stage 1 sees in pictures: for the report, and for sources that read factors from the lesion mask."""
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 import numpy as np

@@ -1,7 +1,5 @@
 """What a run's report shows, collected from its artefacts."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any

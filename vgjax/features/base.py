@@ -4,8 +4,6 @@ A column is as long as the pictures are; the record of a row that could not be r
 absent. Shards make the work resumable.
 """
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """The column "factors": what the trained visual prior finds in each picture, standardised over the training split."""
 
-from __future__ import annotations
-
 import pathlib
 import shutil
 from typing import Any

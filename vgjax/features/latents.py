@@ -1,7 +1,5 @@
 """The column "latents": what a frozen autoencoder makes of each picture that stage 3 trains on."""
 
-from __future__ import annotations
-
 import pathlib
 from typing import Any
 

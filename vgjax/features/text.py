@@ -1,7 +1,5 @@
 """The columns "text", one pooled embedding a caption, and "tokens", one a token, by a frozen text encoder."""
 
-from __future__ import annotations
-
 import functools
 import pathlib
 from typing import Any

@@ -5,8 +5,6 @@ lesion, background and the band between them. Averages are normalised by area, s
 where its lesion lies.
 """
 
-from __future__ import annotations
-
 import jax
 import jax.numpy as jnp
 

@@ -3,8 +3,6 @@
 An autoencoder is a pytree whose leaves are its weights, so that compiled functions take it as an argument.
 """
 
-from __future__ import annotations
-
 from typing import Any, Protocol
 
 import jax

@@ -3,8 +3,6 @@
 B batch, H W C picture, h w latent grid, N = h w, D channels inside.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 
 import jax

@@ -4,8 +4,6 @@ Original weights: github.com/madebyollin/taesd (MIT). Both halves are plain sequ
 blocks, which the weights themselves describe; a layer keeps its place in the original's sequence as its name.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import jax

@@ -4,8 +4,6 @@ The two differ in names and in the segment embedding that DistilBERT lacks; the 
 serves both.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Stage 2: splits a text embedding into the anatomy and modality factors of the visual prior."""
 
-from __future__ import annotations
-
 import chex
 import jax.numpy as jnp
 from flax import linen as nn

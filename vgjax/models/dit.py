@@ -3,8 +3,6 @@
 B batch, N patch tokens, L condition tokens, D width.
 """
 
-from __future__ import annotations
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp

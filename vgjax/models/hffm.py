@@ -5,8 +5,6 @@ of numbers (it removes exactly their mean and spread); anatomy keeps its place o
 trained null, so that guidance compares with something training has seen.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import flax.linen as nn

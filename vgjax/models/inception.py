@@ -4,8 +4,6 @@ It differs from later releases in its pools: averages leave the padding out, and
 are called as in the released graph.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import chex

@@ -4,8 +4,6 @@ Images are NHWC. Convolutions carry biases and are initialised Xavier-normal, as
 follows the promoted dtype of input and parameters, so the same modules run in float32 and in float64.
 """
 
-from __future__ import annotations
-
 import chex
 import jax
 import jax.numpy as jnp

@@ -5,8 +5,6 @@ of each adapted kernel (..., in, out). Training applies it unmerged, so that no 
 inference merges it once.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any

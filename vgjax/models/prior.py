@@ -12,8 +12,6 @@ Differences from the published network (`vgjax.models.sdnet`) and why:
             map, without which a deterministic decoder has nothing to make texture from.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Sequence
 
 import flax.linen as nn

@@ -4,8 +4,6 @@ Each patch is drawn by its own token; two small convolutions over the whole pict
 and grain, which a small transformer trained for minutes does not learn through attention.
 """
 
-from __future__ import annotations
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp

@@ -4,8 +4,6 @@ It splits an image in [-1, 1] into an anatomy map, where every pixel picks one o
 numbers, and rebuilds the image from the two. These are the networks of the published system, layer for layer.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Sequence
 from typing import Any

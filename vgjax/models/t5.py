@@ -4,8 +4,6 @@ Pre-norm layers without biases. Attention scores are not scaled; what tells posi
 and distance bucket, shared by all layers.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 

@@ -4,8 +4,6 @@
 language model has to beat. `PooledBert` runs a (clinical) BERT or DistilBERT. `vgjax.text` builds either from a config.
 """
 
-from __future__ import annotations
-
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence

@@ -1,7 +1,5 @@
 """VGG-19 features up to relu3_1 for the perceptual term (Simonyan & Zisserman 2015; Johnson et al. 2016, eq. 2)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """What a stage is: functions and data for the one training loop."""
 
-from __future__ import annotations
-
 import abc
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """Stage 3: a condition and the diffusion transformer learn to draw pictures."""
 
-from __future__ import annotations
-
 import functools
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Stage 2: text embeddings learn to predict the factors that stage 1 found in the pictures."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -1,7 +1,5 @@
 """Stage 1: the visual prior learns to factor pictures into anatomy and modality."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -1,7 +1,5 @@
 """LoRA adapters of a PixArt transformer in the layouts of PEFT and diffusers, both ways."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Mapping
 from typing import Any

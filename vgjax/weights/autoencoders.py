@@ -1,7 +1,5 @@
 """Names and files of the two autoencoders: diffusers' `AutoencoderKL`, and TAESD in both of its spellings."""
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Names of diffusers' PixArt transformer (`PixArtTransformer2DModel`)."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -1,7 +1,5 @@
 """The networks whose weights can be brought in and taken out, by kind."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

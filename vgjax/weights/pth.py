@@ -4,8 +4,6 @@ A pickle is a program. This reader knows a handful of harmless names (ordered di
 refuses every other one before anything of it runs.
 """
 
-from __future__ import annotations
-
 import argparse
 import collections
 import math

@@ -1,7 +1,5 @@
 """Names of the published system's own networks: SDNet, text disentangler, HFFM."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

@@ -1,7 +1,5 @@
 """Finds and reads weight files: single files, and folders in the layout of diffusers, transformers and peft."""
 
-from __future__ import annotations
-
 import json
 import pathlib
 from collections.abc import Mapping

@@ -1,7 +1,5 @@
 """Names of the networks that judge pictures: VGG-19 as torchvision calls it, Inception-v3 as in FID's port to torch."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

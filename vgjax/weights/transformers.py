@@ -1,7 +1,5 @@
 """Names and sizes of the text encoders in the layout of the Hugging Face hub: BERT, DistilBERT, T5 v1.1."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

@@ -6,8 +6,6 @@ largest absolute and relative error of every output, loss and gradient norm; exi
 the folder cannot be used.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import pathlib

@@ -9,8 +9,6 @@ is started again goes on where the last one stopped. The class name reaches the 
 {label}.
 """
 
-from __future__ import annotations
-
 import argparse
 import functools
 import importlib.util

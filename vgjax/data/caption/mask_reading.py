@@ -1,7 +1,5 @@
 """Reads position and size of a picture's lesion back from a mask of it, in the levels of the dataset's captions."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Mapping, Sequence
 

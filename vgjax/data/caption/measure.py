@@ -6,8 +6,6 @@ default vocabulary is that of endoscopy (one lesion, a polyp, on mucosa). Class 
 over for it.
 """
 
-from __future__ import annotations
-
 import bisect
 import re
 from collections.abc import Collection, Mapping, Sequence

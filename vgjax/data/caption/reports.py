@@ -7,8 +7,6 @@ a colon at the start of a line are headings, too, except within findings and imp
 ("LUNGS:"). Names of views ("PA AND LATERAL VIEWS OF THE CHEST:") head the findings.
 """
 
-from __future__ import annotations
-
 import re
 
 # Canonical name -> how reports spell it. Longer spellings stand first.

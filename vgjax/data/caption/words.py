@@ -3,8 +3,6 @@
 Levels and their synonyms are data; `vgjax.data.caption.measure` measures and composes.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import itertools
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """Prepared pictures as a tensorflow_datasets dataset: ArrayRecord shards that tfds reads without TensorFlow."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import json

@@ -11,8 +11,6 @@ differing bits (they touch at most 6 blocks) and likely well beyond. Inside a bu
 connected components.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import itertools

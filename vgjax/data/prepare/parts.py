@@ -1,7 +1,5 @@
 """Decoding in parallel, resumable: each chunk of pictures leaves one file, and is not redone while that is there."""
 
-from __future__ import annotations
-
 import concurrent.futures
 import hashlib
 import multiprocessing

@@ -4,8 +4,6 @@ index (names and tables) -> parts (decoded in parallel, resumable) -> groups -> 
 -> <source>/<version> (tfds, ArrayRecord), splits/, prepare_report.json
 """
 
-from __future__ import annotations
-
 import importlib.metadata
 import pathlib
 from collections import Counter

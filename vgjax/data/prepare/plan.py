@@ -1,7 +1,5 @@
 """Datasets that are read from a folder: who is used, in which split, with which caption."""
 
-from __future__ import annotations
-
 import dataclasses
 import logging
 import pathlib

@@ -4,8 +4,6 @@ A hash depends on nothing but the name, so adding or losing a picture moves no o
 patient, a lesion, near-duplicates) falls to one side. Shares are therefore only met on average.
 """
 
-from __future__ import annotations
-
 import hashlib
 import itertools
 import json

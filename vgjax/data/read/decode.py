@@ -1,7 +1,5 @@
 """One picture decoded, squared and measured: what worker processes do, so nothing heavy is imported here."""
 
-from __future__ import annotations
-
 import dataclasses
 import io
 import pathlib

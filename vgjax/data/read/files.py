@@ -1,7 +1,5 @@
 """Opening files that nobody vouches for: what is not a plain file below the root is refused, decoders are contained."""
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import os

@@ -22,8 +22,6 @@ A picture is turned by its EXIF orientation. A mask is not (except a TIFF, where
 that draw masks do not copy EXIF.
 """
 
-from __future__ import annotations
-
 import contextlib
 import pathlib
 from collections.abc import Sequence

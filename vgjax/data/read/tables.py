@@ -1,7 +1,5 @@
 """Tables that come with datasets: read row by row, whatever stands in them."""
 
-from __future__ import annotations
-
 import csv
 import gzip
 import io

@@ -1,7 +1,5 @@
 """One plane of a DICOM or NIfTI file; pydicom and nibabel are optional and imported when such a file turns up."""
 
-from __future__ import annotations
-
 import contextlib
 import gzip
 import io

@@ -8,8 +8,6 @@ same. The dataset has no text, no patients and no official split; many frames ar
 grouped before splitting.
 """
 
-from __future__ import annotations
-
 import os
 import pathlib
 import re

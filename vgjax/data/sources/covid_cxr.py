@@ -11,8 +11,6 @@ course). A picture may have several rows, one a patient id: they become one entr
 patient ids that share one form one group, since these ids are one person.
 """
 
-from __future__ import annotations
-
 import os
 import pathlib
 

@@ -11,8 +11,6 @@ The split is the column's, else that of the folder. Without any table every pict
 a picture is its path, so that adding or losing one changes no other's.
 """
 
-from __future__ import annotations
-
 import collections
 import itertools
 import json

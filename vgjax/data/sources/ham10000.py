@@ -9,8 +9,6 @@ root they lie. Several pictures may show one lesion, which is their group. The d
 image_id, lesion_id and dx are read, for the rest says how the picture was taken and the finding confirmed.
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import pathlib

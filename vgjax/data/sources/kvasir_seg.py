@@ -9,8 +9,6 @@ that is in neither, or in both, is left out. Without them there is no official s
 follow from the masks and are not read. The dataset has no text and no patients.
 """
 
-from __future__ import annotations
-
 import os
 import pathlib
 

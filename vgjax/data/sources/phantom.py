@@ -6,8 +6,6 @@ compared with the jitter inside a level. No factor owns a place or a colour: eac
 whole image. Lengths below are pixels of a 32x32 image and scale with the image; intensities are in [0, 1].
 """
 
-from __future__ import annotations
-
 import pathlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any

@@ -7,8 +7,6 @@ neighbouring levels typically read, on a logarithmic scale for areas, depths and
 part of a level before its reading changes.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Iterable, Mapping
 from typing import NamedTuple

@@ -4,8 +4,6 @@ A wording names one level of one factor and shares no telling word with another 
 be read back from its single words and word pairs.
 """
 
-from __future__ import annotations
-
 from collections.abc import Collection, Mapping
 
 import numpy as np

@@ -1,7 +1,5 @@
 """The contract of a metric: which pictures it wants drawn, and the estimates that it makes of them."""
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Control: does the generated picture show what its text asked for, factor by factor?"""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np

@@ -1,7 +1,5 @@
 """Gain: accuracy under a picture's own caption minus accuracy under another picture's."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np

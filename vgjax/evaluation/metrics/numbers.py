@@ -1,7 +1,5 @@
 """The metrics of a run: one flat JSON file, and intervals of means."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """Stage 1 on the real test pictures: Dice of the segmentor, error of the reconstruction."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np

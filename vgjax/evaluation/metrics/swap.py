@@ -1,7 +1,5 @@
 """Swap: the anatomy of one text with the modality of another; each picture should show both."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 

@@ -5,8 +5,6 @@ and how well it does, pictures, control, comparison with real pictures, stage 1,
 the numbers come from. A section without data says that it was not measured.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path

@@ -4,8 +4,6 @@ SVG holds no text but numbers and "step", no references and no colours of its ow
 page's stylesheet, so that it follows a dark page.
 """
 
-from __future__ import annotations
-
 import base64
 import io
 import math

@@ -186,10 +186,7 @@ def test_odd_names_and_folders_are_accounted_for(tmp_path):
     os.mkfifo(root / "images" / "pipe.png")
     with open(os.fsencode(root / "images") + b"/\xff.png", "wb"):
         pass
-    assert refused(root) == {
-        "images/pipe.png": ("not a file", True),
-        "images/\ufffd.png": ("name is not UTF-8", True),
-    }
+    assert refused(root) == {"images/pipe.png": ("not a file", True), "images/\ufffd.png": ("name is not UTF-8", True)}
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "latin-1"])

@@ -260,10 +260,7 @@ def test_odd_reports(copy, report, text):
         assert next(e.text for e in index.entries if e.id == entry.id) == text
 
 
-@pytest.mark.parametrize(
-    ("table", "column"),
-    [("split", "split"), ("metadata", "ViewPosition"), ("chexpert", "Edema")],
-)
+@pytest.mark.parametrize(("table", "column"), [("split", "split"), ("metadata", "ViewPosition"), ("chexpert", "Edema")])
 def test_missing_columns_are_one_error(copy, table, column):
     path = copy / f"mimic-cxr-2.0.0-{table}.csv"
     mimic_tree.write(path, [{key: row[key] for key in row if key != column} for row in mimic_tree.read(path)])

@@ -27,13 +27,7 @@ BERT = dict(
     layer_norm_eps=1e-12,
 )
 DISTILBERT = dict(
-    vocab_size=VOCABULARY,
-    dim=18,
-    n_layers=2,
-    n_heads=2,
-    hidden_dim=28,
-    max_position_embeddings=24,
-    activation="gelu",
+    vocab_size=VOCABULARY, dim=18, n_layers=2, n_heads=2, hidden_dim=28, max_position_embeddings=24, activation="gelu"
 )
 T5 = dict(
     vocab_size=VOCABULARY,

@@ -66,11 +66,7 @@ def test_weights_return_bit_equal(golden: str) -> None:
 @pytest.mark.parametrize(
     ("golden", "missing", "misshapen"),
     [
-        (
-            "autoencoder_kl",
-            "decoder.mid_block.attentions.0.to_q.weight",
-            "encoder.conv_out.weight",
-        ),
+        ("autoencoder_kl", "decoder.mid_block.attentions.0.to_q.weight", "encoder.conv_out.weight"),
         ("autoencoder_tiny", "decoder.layers.3.conv.0.weight", "encoder.layers.1.conv.2.bias"),
         ("autoencoder_tiny", "encoder.layers.2.weight", "decoder.layers.2.conv.4.weight"),
         ("autoencoder_tiny", "decoder.layers.5.weight", "decoder.layers.0.bias"),

@@ -80,10 +80,7 @@ def _block_d() -> tuple[Branch, ...]:
 def _block_e(pool: str) -> tuple[Branch, ...]:
     return (
         (Conv("branch1x1", 320),),
-        (
-            Conv("branch3x3_1", 384),
-            (Conv("branch3x3_2a", 384, (1, 3)), Conv("branch3x3_2b", 384, (3, 1))),
-        ),
+        (Conv("branch3x3_1", 384), (Conv("branch3x3_2a", 384, (1, 3)), Conv("branch3x3_2b", 384, (3, 1)))),
         (
             Conv("branch3x3dbl_1", 448),
             Conv("branch3x3dbl_2", 384, (3, 3)),

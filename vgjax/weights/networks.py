@@ -8,15 +8,7 @@ from flax import linen as nn
 
 from vgjax.config import ConfigError
 from vgjax.weights import autoencoders, diffusers, published, torchvision, transformers
-from vgjax.weights.convert import (
-    Network,
-    Sizes,
-    Tensors,
-    WeightsError,
-    export_tensors,
-    import_tensors,
-    shapes_of,
-)
+from vgjax.weights.convert import Network, Sizes, Tensors, WeightsError, export_tensors, import_tensors, shapes_of
 from vgjax.weights.read import load
 
 NETWORKS: dict[str, Network] = {

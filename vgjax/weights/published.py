@@ -91,6 +91,5 @@ def _hffm(sizes: Sizes, config: Mapping[str, Any]) -> tuple[ReferenceFusion, tup
 
 
 HFFM = Network(
-    Table(rows=((r"norm_(a|m)", r"norm_\1"), (r"(anatomy|modality)_proj_(\d)", r"\1_proj.\2"), (r"", r""))),
-    _hffm,
+    Table(rows=((r"norm_(a|m)", r"norm_\1"), (r"(anatomy|modality)_proj_(\d)", r"\1_proj.\2"), (r"", r""))), _hffm
 )

@@ -35,12 +35,5 @@ def _inception(sizes: Sizes, config: Mapping[str, Any]) -> tuple[InceptionV3, tu
 
 
 INCEPTION = Network(
-    Table(
-        rows=(
-            (r"(\w+)/(conv|bn)", r"\1.\2"),
-            (r"(\w+)/(\w+)/(conv|bn)", r"\1.\2.\3"),
-            (r"fc", r"fc"),
-        )
-    ),
-    _inception,
+    Table(rows=((r"(\w+)/(conv|bn)", r"\1.\2"), (r"(\w+)/(\w+)/(conv|bn)", r"\1.\2.\3"), (r"fc", r"fc"))), _inception
 )

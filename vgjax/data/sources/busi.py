@@ -73,9 +73,7 @@ def index(root: str) -> Index:
 SOURCE = FileSource(check, index, BREAST)
 
 
-def _files(
-    listing: Listing,
-) -> tuple[dict[Place, tuple[pathlib.Path, str]], dict[Place, list[pathlib.Path | None]]]:
+def _files(listing: Listing) -> tuple[dict[Place, tuple[pathlib.Path, str]], dict[Place, list[pathlib.Path | None]]]:
     """Images with their class, and masks, None for an unusable one."""
     # A folder may be a link to another inside the root.
     homes = {name: (listing.base / name).resolve() for name in CLASSES}

@@ -18,116 +18,74 @@ Levels = Mapping[str, str | None]  # factor -> level; None or absent: unreadable
 
 
 class RunLengths(NamedTuple):
-    """A mask as runs of set pixels, in the convention of CheXmask: pixel 1 is the first, rows come one after another.
+    """A mask as runs of set pixels, as CheXmask has them: pixel 1 is the first, rows come one after another."""
 
-    Attributes:
-      text: "start length start length ...".
-      height, width: of the mask in pixels.
-    """
-
-    text: str
-    height: int
+    text: str  # "start length start length ..."
+    height: int  # pixels
     width: int
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One picture of a dataset, not yet decoded.
+    """One picture of a dataset, not yet decoded; a text is "" where the dataset has none.
 
-    Attributes:
-      id: unique within the dataset.
-      image: file, inside the root.
-      masks: files (non-zero, for lossy formats above half, inside) or run lengths; their union is the mask, and none at
-        all an empty mask.
-      text: the dataset's own words; "" where there are none.
-      label: class name; "" where there is none.
-      group: patient or lesion, which never crosses splits; "" where it is unknown.
-      split: the dataset's official split, one of `vgjax.types.SPLITS`; "" where it has none.
+    The union of the masks is the mask, and none at all an empty mask: run lengths, or files whose pixels are inside
+    where they are not zero, in lossy formats above half.
     """
 
-    id: str
-    image: pathlib.Path
+    id: str  # unique within the dataset
+    image: pathlib.Path  # file, inside the root
     masks: tuple[pathlib.Path | RunLengths, ...] = ()
-    text: str = ""
-    label: str = ""
-    group: str = ""
-    split: str = ""
+    text: str = ""  # the dataset's own words
+    label: str = ""  # class name
+    group: str = ""  # patient or lesion, which never crosses splits
+    split: str = ""  # the dataset's official one, of `vgjax.types.SPLITS`
 
 
 class Skip(NamedTuple):
-    """Something that was not used.
+    """Something that was not used."""
 
-    Attributes:
-      path: relative to the root; for a row without file what the row names.
-      reason: a short category, the same for all of its kind ("no mask", "lateral view").
-      detail: what exactly, in words; "" where the reason says it all.
-      picture: whether it is a picture that is present in the folder, and so has to be accounted for.
-    """
-
-    path: str
-    reason: str
-    detail: str = ""
-    picture: bool = True
+    path: str  # relative to the root; for a row without file what the row names
+    reason: str  # a short category, the same for all of its kind ("no mask", "lateral view")
+    detail: str = ""  # what exactly, in words; "" where the reason says it all
+    picture: bool = True  # whether it is a picture that is present in the folder, and so has to be accounted for
 
 
 @dataclasses.dataclass(frozen=True)
 class Index:
-    """All that a folder holds.
+    """All that a folder holds."""
 
-    Attributes:
-      entries: sorted by id.
-      skipped: what cannot be used, as far as is known without decoding.
-      present: how many pictures (not masks) the folder holds: entries and skipped pictures together.
-    """
-
-    entries: tuple[Entry, ...]
-    skipped: tuple[Skip, ...]
-    present: int
+    entries: tuple[Entry, ...]  # sorted by id
+    skipped: tuple[Skip, ...]  # what cannot be used, as far as is known without decoding
+    present: int  # how many pictures (not masks) the folder holds: entries and skipped pictures together
 
 
 @dataclasses.dataclass
 class Plan:
-    """What will be written of a dataset: who is used, in which split, with which caption.
+    """What will be written of a dataset: who is used, in which split, with which caption."""
 
-    Attributes:
-      rows: split -> id -> caption, label, group, factors, named; in the order of `pictures`.
-      pictures: (id, image PNG, mask PNG) of all, anew on each call.
-      present: how many pictures the source holds.
-      skipped: what was left out.
-      thresholds: where the levels of measured captions part.
-      groups: how many patients, lesions or groups of near-duplicates there are.
-      torn: groups that the dataset's own lists put into several splits.
-      leaks: what stands on both sides of a split, a sentence each.
-      clean: removes what only preparation needed.
-    """
-
-    rows: dict[str, dict[str, dict[str, Any]]]
-    pictures: Callable[[], Iterable[tuple[str, bytes, bytes]]]
-    present: int
+    rows: dict[str, dict[str, dict[str, Any]]]  # split -> id -> caption, label, group, factors, named
+    pictures: Callable[[], Iterable[tuple[str, bytes, bytes]]]  # (id, image PNG, mask PNG) in order, anew on each call
+    present: int  # how many pictures the source holds
     skipped: list[Skip] = dataclasses.field(default_factory=list)
-    thresholds: Thresholds = dataclasses.field(default_factory=dict)
-    groups: int = 0
-    torn: tuple[str, ...] = ()
-    leaks: list[str] = dataclasses.field(default_factory=list)
-    clean: Callable[[], None] = lambda: None
+    thresholds: Thresholds = dataclasses.field(default_factory=dict)  # of measured captions
+    groups: int = 0  # how many patients, lesions or groups of near-duplicates there are
+    torn: tuple[str, ...] = ()  # groups that the dataset's own lists put into several splits
+    leaks: list[str] = dataclasses.field(default_factory=list)  # what stands on both sides of a split, a sentence each
+    clean: Callable[[], None] = lambda: None  # removes what only preparation needed
 
 
 @dataclasses.dataclass(frozen=True)
 class Reader:
-    """How the factors of generated pictures are read back.
+    """How the factors of generated pictures are read back."""
 
-    Attributes:
-      channels: factor that can be read back -> "anatomy" or "modality".
-      described: the same of every factor that captions may name.
-      read: (pictures (N, H, W, 3) uint8, lesion probability (N, H, W)) -> levels of each.
-      chance: (requested levels of the test captions, factor) -> accuracy of guessing that factor.
-      describe: (levels, rng, named) -> caption naming only the factors in `named`.
-    """
-
-    channels: Mapping[str, str]
-    described: Mapping[str, str]
+    channels: Mapping[str, str]  # factor that can be read back -> "anatomy" or "modality"
+    described: Mapping[str, str]  # the same of every factor that captions may name
+    # (pictures (N, H, W, 3) uint8, lesion probability (N, H, W)) -> levels of each
     read: Callable[[np.ndarray, np.ndarray], list[Levels]]
+    # (requested levels of the test captions, factor) -> accuracy of guessing that factor
     chance: Callable[[Sequence[Mapping[str, str]], str], float]
+    # (levels, rng, named) -> caption naming only the factors in `named`
     describe: Callable[[Mapping[str, str], np.random.Generator, Sequence[str]], str]
 
 
@@ -158,14 +116,7 @@ def bad_root(sentence: str) -> ConfigError:
 
 
 def home(root: str, holds: str) -> pathlib.Path:
-    """The root, links followed.
-
-    Args:
-      holds: what the folder to name is or holds, for messages.
-
-    Raises:
-      ConfigError: the root is not set, or no folder.
-    """
+    """The root, links followed; ConfigError, which names what the folder `holds`, where it is not set or no folder."""
     if not root:
         raise ConfigError(f"config key 'data.root' is empty: name {holds} (--config.data.root=FOLDER)")
     if not os.path.isdir(root):
@@ -174,14 +125,9 @@ def home(root: str, holds: str) -> pathlib.Path:
 
 
 def remedy(base: pathlib.Path, marks: Sequence[str], holds: str) -> str:
-    """Which folder to name in place of `base`: an archive unpacks into a folder of its own, likely the one inside.
-
-    Args:
-      marks: what the dataset's folder holds any of.
-    """
-    _, folders, _ = next(os.walk(base), ("", [], []))
-    inner = (base / name for name in sorted(folders) if any(os.path.exists(base / name / mark) for mark in marks))
-    return next((f"did you mean '{path}'?" for path in inner), f"name {holds}")
+    """Which folder to name in place of `base`: the one inside, from an archive, that holds any of the `marks`."""
+    inner = sorted(path.parent for mark in marks for path in base.glob(f"*/{mark}"))
+    return f"did you mean '{inner[0]}'?" if inner else f"name {holds}"
 
 
 def check_links(base: pathlib.Path, names: Sequence[str]) -> None:
@@ -192,25 +138,22 @@ def check_links(base: pathlib.Path, names: Sequence[str]) -> None:
 
 
 def find(root: pathlib.Path, suffixes: tuple[str, ...]) -> list[pathlib.Path]:
-    """All files below `root` with one of the suffixes (lower case), sorted; folders that are links are not entered.
+    """All files below `root` with one of the suffixes (lower case), sorted; ConfigError where a folder is unreadable.
 
-    What macOS adds to archives ("__MACOSX", "._x.jpg") is left out.
-
-    Raises:
-      ConfigError: a folder cannot be read.
+    Folders that are links are not entered. What macOS adds to archives ("__MACOSX", "._x.jpg") is left out.
     """
+
+    def unreadable(error: OSError) -> None:
+        raise bad_root(f"'{error.filename}' cannot be read ({error.strerror}): mend its permissions") from None
+
     return sorted(
         pathlib.Path(where, name)
-        for where, _, names in os.walk(root, onerror=_unreadable, followlinks=False)
+        for where, _, names in os.walk(root, onerror=unreadable)
         for name in names
         if name.lower().lstrip(".").endswith(suffixes)
         and not name.startswith("._")
         and "__MACOSX" not in pathlib.PurePath(where).relative_to(root).parts
     )
-
-
-def _unreadable(error: OSError) -> None:
-    raise bad_root(f"'{error.filename}' cannot be read ({error.strerror}): mend its permissions") from None
 
 
 def fault(base: pathlib.Path, path: pathlib.Path) -> str:
@@ -228,12 +171,7 @@ def shown(base: pathlib.Path, path: pathlib.Path) -> str:
 
 
 class Listing:
-    """Collects the `Index` of a folder.
-
-    Attributes:
-      base: the folder, links followed.
-      present: counts the pictures that are there, whatever becomes of them.
-    """
+    """Collects the `Index` of a folder, links followed; `present` counts the pictures, whatever becomes of them."""
 
     def __init__(self, base: pathlib.Path):
         self.base, self.present = base, 0
@@ -258,8 +196,7 @@ class Listing:
     ) -> tuple[dict[str, pathlib.Path], dict[str, pathlib.Path]]:
         """Images and masks below the folder by id; the images are counted, the unusable skipped.
 
-        Args:
-          kind_and_id: of a file: "image", "mask", or "" for one that is neither and counts as an image.
+        The kind is "image", "mask", or "" for a file that is neither and counts as an image.
         """
         files: dict[str, dict[str, pathlib.Path]] = {"image": {}, "mask": {}}
         for path in find(self.base, SUFFIXES):

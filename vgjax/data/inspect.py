@@ -37,10 +37,7 @@ T = TypeVar("T")
 
 
 def inspect(config: Config, workdir: pathlib.Path, store: Store) -> list[str]:
-    """Lines of the report; writes workdir/contact_sheet.png.
-
-    Args:
-      store: of the prepared pictures, which are made here if need be.
+    """Lines of the report; writes workdir/contact_sheet.png, and prepares the pictures where the store lacks them.
 
     Raises:
       ConfigError: the dataset cannot be prepared, or its records are damaged beyond use.

@@ -28,17 +28,15 @@ class Rows(Protocol):
 
 def encode(fields: dict[str, Any]) -> bytes:
     """msgpack of text, numbers, bytes and numpy arrays (as dtype, shape and little-endian bytes)."""
-    pack = lambda array: {"dtype": array.dtype.str, "shape": list(array.shape), "bytes": array.tobytes()}
-    return msgpack.packb({k: pack(value) if isinstance(value, np.ndarray) else value for k, value in fields.items()})
+    pack = lambda array: {"dtype": array.dtype.str, "shape": array.shape, "bytes": array.tobytes()}
+    return msgpack.packb(fields, default=pack)
 
 
 def decode(record: bytes) -> dict[str, Any]:
     """The inverse of `encode`."""
-    fields = msgpack.unpackb(record)
-    for name, value in fields.items():
-        if isinstance(value, dict) and "bytes" in value:
-            fields[name] = np.frombuffer(value["bytes"], value["dtype"]).reshape(value["shape"])
-    return fields
+    unpack = lambda packed: np.frombuffer(packed["bytes"], packed["dtype"]).reshape(packed["shape"])
+    is_array = lambda found: found.keys() == {"dtype", "shape", "bytes"}
+    return msgpack.unpackb(record, object_hook=lambda found: unpack(found) if is_array(found) else found)
 
 
 def from_png(data: bytes) -> np.ndarray:
@@ -57,19 +55,13 @@ def write(path: pathlib.Path, rows: Iterable[dict[str, Any]]) -> int:
 
 
 def raw(paths: Sequence[pathlib.Path]) -> Sequence[bytes]:
-    """Random access to the undecoded records of files.
-
-    Raises:
-      ConfigError: a file is missing, or cut short.
-    """
+    """Random access to the undecoded records of files; ConfigError where one is missing or cut short."""
     for path in paths:
         try:
             grain.sources.ArrayRecordDataSource([str(path)])
-        # array_record has no error of its own, and often no message.
-        except (RuntimeError, OSError, ValueError) as error:
-            raise ConfigError(
-                f"the record file '{path}' cannot be opened ({str(error) or 'cut short'}): {REMEDY}"
-            ) from None
+        except (RuntimeError, OSError, ValueError) as error:  # array_record has no error of its own
+            why = str(error) or "cut short"
+            raise ConfigError(f"the record file '{path}' cannot be opened ({why}): {REMEDY}") from None
     return grain.sources.ArrayRecordDataSource([str(path) for path in paths])
 
 
@@ -98,12 +90,7 @@ class Records:
 
 
 class SkippedRows:
-    """A view of a source without the given rows.
-
-    Attributes:
-      total: rows of the source.
-      numbers: of the rows that are left, in the source.
-    """
+    """A view of a source of `total` rows without the given ones; `numbers` are those, in the source, that are left."""
 
     def __init__(self, source: Rows, without: Collection[int]):
         self._source, self.total = source, len(source)
@@ -120,7 +107,6 @@ class PermutedFields(SkippedRows):
     """Rows some of whose fields come from another row: control experiments that must bring accuracy to chance."""
 
     def __init__(self, source: Rows, without: Collection[int], fields: Sequence[str], seed: int):
-        """Takes what to leave out, and which fields to take from the permuted row."""
         super().__init__(source, without)
         self._fields, self._order = fields, np.random.default_rng(seed).permutation(len(self))
 
@@ -130,11 +116,7 @@ class PermutedFields(SkippedRows):
 
 
 class ZippedRecords:
-    """Random access to rows whose fields come from several sources of equal length.
-
-    Raises:
-      ConfigError: the sources have different numbers of rows.
-    """
+    """Random access to rows whose fields come from several sources; ConfigError where these differ in length."""
 
     def __init__(self, sources: Mapping[str, Rows]):
         self._sources = list(sources.values())

@@ -13,13 +13,9 @@ GRAIN_SEEDS = 1 << 32
 
 
 def training_batches(source: Rows, to_example: Callable[[dict[str, Any]], Example], batch_size: int, seed: int):
-    """An endless iterator over this process's rows of global batches.
+    """An endless iterator over this process's rows of global batches, which are of `batch_size` over all processes.
 
-    Args:
-      source: rows.
-      to_example: row -> arrays.
-      batch_size: of the global batch, over all processes.
-      seed: of 64 bits, of the order, which does not depend on the number of processes; nor does the state, one integer.
+    The order, from a seed of 64 bits, does not depend on the number of processes; nor does the state, one integer.
     """
     rows = grain.MapDataset.source(source).seed(seed % GRAIN_SEEDS).shuffle().repeat(None).map(to_example)
     return iter(grain.experimental.ElasticIterator(rows, batch_size, grain.sharding.ShardByJaxProcess()))

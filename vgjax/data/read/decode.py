@@ -19,31 +19,17 @@ MASK_SIDE_THRESHOLD = 127  # a pixel of the smaller mask is inside where half of
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """How pictures become records.
+    """How pictures become records."""
 
-    Attributes:
-      root: no file outside it is read.
-      image_size: pixels a side of the result.
-      aspect: crop (the centre square), pad (black bars) or stretch.
-      max_pixels: larger pictures are refused unread.
-      vocabulary: what may be said of masks and pixels; without words for an empty mask, such pictures are skipped.
-    """
-
-    root: str
-    image_size: int
-    aspect: str
-    max_pixels: int
-    vocabulary: Vocabulary
+    root: str  # no file outside it is read
+    image_size: int  # pixels a side of the result
+    aspect: str  # crop (the centre square), pad (black bars) or stretch
+    max_pixels: int  # larger pictures are refused unread
+    vocabulary: Vocabulary  # of masks and pixels; without words for an empty mask, such pictures are skipped
 
 
 def square(image: np.ndarray, mask: np.ndarray, size: int, aspect: str) -> tuple[np.ndarray, np.ndarray]:
-    """Image (size, size, 3) and mask (size, size) with the same geometry.
-
-    Args:
-      image: (H, W, 3) uint8.
-      mask: (H, W) uint8, 0 or 1.
-      aspect: crop, pad or stretch; see `Settings`.
-    """
+    """(H, W, 3) uint8 image and (H, W) mask of 0 and 1 at `size` pixels a side; `aspect` is that of `Settings`."""
     height, width = mask.shape
     if aspect == "crop":
         side = min(height, width)

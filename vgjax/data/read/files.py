@@ -32,13 +32,7 @@ REASONS = {
 
 
 class ImageError(ValueError):
-    """A file that cannot be used.
-
-    Attributes:
-      path: of the file, or what stands for it.
-      reason: a short category, the same for all of its kind ("truncated", "too large").
-      detail: what exactly, in words.
-    """
+    """A file, or what `path` stands for, that cannot be used; reason and detail are those of `entries.Skip`."""
 
     def __init__(self, path: str, reason: str, detail: str):
         # All three are arguments of the exception, so that it crosses from one process to another.
@@ -80,10 +74,10 @@ def _descriptor(name: str, root: pathlib.Path) -> int:
         if not stat.S_ISREG(os.lstat(real).st_mode) and not os.path.islink(real):
             raise ImageError(name, "not a file", "it is a folder, a pipe, a socket or a device")
         descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError as error:
-        raise ImageError(name, REASONS.get(error.errno or 0, "unreadable"), str(error.strerror)) from error
     except ImageError:
         raise
+    except OSError as error:
+        raise ImageError(name, REASONS.get(error.errno or 0, "unreadable"), str(error.strerror)) from error
     except ValueError as error:  # a NUL in the name
         raise ImageError(name, "impossible name", words(error)) from error
     size = os.fstat(descriptor).st_size
@@ -102,22 +96,19 @@ class _Silence:
     """
 
     def __init__(self) -> None:
-        self._lock, self._inside = threading.Lock(), 0
-        self._saved = warnings.catch_warnings()
+        self._lock, self._inside, self._ignored = threading.Lock(), 0, contextlib.ExitStack()
 
     def __enter__(self) -> None:
         with self._lock:
             if not self._inside:
-                self._saved = warnings.catch_warnings()
-                self._saved.__enter__()
-                warnings.simplefilter("ignore")
+                self._ignored.enter_context(warnings.catch_warnings(action="ignore"))
             self._inside += 1
 
     def __exit__(self, *_: object) -> None:
         with self._lock:
             self._inside -= 1
             if not self._inside:
-                self._saved.__exit__(None, None, None)
+                self._ignored.close()
 
 
 silence = _Silence()

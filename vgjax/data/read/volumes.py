@@ -31,9 +31,7 @@ def is_nifti(head: bytes) -> bool:
 def dicom_frame(stream: BinaryIO, head: bytes, name: str, max_pixels: int) -> tuple[np.ndarray, Any]:
     """The first frame as stored, (H, W) or (H, W, 3) for colour in RGB, and the pydicom Dataset.
 
-    Raises:
-      ConfigError: pydicom is not installed.
-      ImageError: it cannot be used; pydicom raises much else on damaged files.
+    ConfigError where pydicom is not installed, ImageError for what it cannot use; on damage it raises much else.
     """
     try:
         import pydicom
@@ -78,9 +76,7 @@ def window_dicom(values: np.ndarray, dataset: Any, name: str) -> np.ndarray:
 def nifti_slice(stream: BinaryIO, head: bytes, name: str, max_pixels: int) -> np.ndarray:
     """The middle axial slice of the first volume, (H, W), rescaled: seen from the feet, front up, right side left.
 
-    Raises:
-      ConfigError: nibabel is not installed.
-      ImageError: it cannot be used; nibabel raises much else on damaged files.
+    ConfigError where nibabel is not installed, ImageError for what it cannot use; on damage it raises much else.
     """
     try:
         import nibabel
@@ -102,25 +98,18 @@ def nifti_slice(stream: BinaryIO, head: bytes, name: str, max_pixels: int) -> np
         raise ImageError(name, "too large", f"{'x'.join(map(str, shape))} values of type {dtype}")
     if min(shape) < 1:
         raise ImageError(name, "too small", f"{'x'.join(map(str, shape))} voxels, each side needs {MIN_SIDE}")
-    axes, signs = _axes(nibabel.io_orientation(header.get_best_affine()))
+    orientation = nibabel.io_orientation(header.get_best_affine())
+    if not np.isfinite(orientation).all():  # a degenerate affine
+        orientation = nibabel.io_orientation(np.eye(4))
+    across, down, along = np.argsort(orientation[:, 0])  # the voxel axes left to right, back to front, foot to head
     shape = (*shape, 1)[: max(3, len(shape))]
-    across, down, along = axes
     check_size(name, shape[across], shape[down], max_pixels)
     where = [slice(None)] * 3 + [0] * (len(shape) - 3)
     where[along] = slice(shape[along] // 2, shape[along] // 2 + 1)
     proxy = nibabel.arrayproxy.ArrayProxy(stream, header)
     values = np.asarray(proxy.reshape(shape)[tuple(where)] if len(proxy.shape) < 3 else proxy[tuple(where)])
-    values = np.transpose(values, (down, across, along))[..., 0]
     check_finite(values, name)
-    return values[:: -signs[down], :: -signs[across]]
-
-
-def _axes(orientation: np.ndarray) -> tuple[tuple[int, int, int], tuple[int, ...]]:
-    """The voxel axes that run left to right, back to front and foot to head, and per voxel axis its sign."""
-    if not np.isfinite(orientation).all():  # a degenerate affine
-        return (0, 1, 2), (1, 1, 1)
-    order = orientation[:, 0].astype(int).tolist()
-    return (order.index(0), order.index(1), order.index(2)), tuple(orientation[:, 1].astype(int).tolist())
+    return nibabel.apply_orientation(values, orientation)[::-1, ::-1, 0].T
 
 
 def window_nifti(values: np.ndarray) -> np.ndarray:

@@ -136,7 +136,8 @@ def test_an_empty_mask_cannot_be_measured():
 
 def test_fitted_thresholds_cut_the_training_pictures_at_the_quantiles():
     rng = np.random.default_rng(0)
-    attributes = [{name: float(rng.normal()) for name in captions.QUANTILES} for _ in range(900)]
+    names = [name for quantiles in captions.ATTRIBUTES.values() for name in quantiles]
+    attributes = [{name: float(rng.normal()) for name in names} for _ in range(900)]
     fitted = captions.fit_thresholds(attributes)
     levels = [captions.attribute_levels(one, fitted) for one in attributes]
     shares = {

@@ -62,12 +62,11 @@ def run(
     attempts: int = 3,
     max_new_tokens: int = 96,
 ) -> Outcome:
-    """Captions whatever has no caption in `output` yet, and appends to it batch by batch.
+    """Captions whatever has no caption in `output` yet, and appends to it, as JSON lines, batch by batch.
 
     Args:
       pictures: with unique ids; so many are given to the model at once as `batch` says.
       generate: transformers' pipeline, or a stand-in for it; `model` is its name, for the record.
-      output: file of JSON lines; may hold captions of the same model and prompt.
       prompt: what the model is asked; `LABEL` in it is replaced by the class name.
       attempts: how often a picture is tried before it counts as failed.
 
@@ -162,10 +161,9 @@ def _resume(path: pathlib.Path, model: str, prompt: str) -> set[str]:
             )
     with path.open("r+b") as file:
         file.truncate(complete)
-        if complete:
-            file.seek(complete - 1)
-            if file.read(1) != b"\n":
-                file.write(b"\n")
+        file.seek(max(complete - 1, 0))
+        if file.read(1) not in (b"", b"\n"):
+            file.write(b"\n")
     return {row["id"] for row in rows}
 
 
@@ -181,11 +179,7 @@ def _append(path: pathlib.Path, rows: Sequence[dict[str, str]]) -> None:
 
 
 def of_source(name: str, root: str) -> list[Picture]:
-    """The pictures of a dataset's folder, through its reader in `vgjax.data.sources`.
-
-    Raises:
-      ConfigError: there is no such reader, or the folder is not the dataset's.
-    """
+    """The pictures of a dataset's folder; ConfigError where it is another's, or `vgjax.data.sources` has no reader."""
     sources = {key: source for key, source in SOURCES.items() if isinstance(source, FileSource)}
     if name not in sources:
         raise ConfigError(f"--source is '{name}': choose one of {', '.join(sorted(sources))}")
@@ -195,11 +189,7 @@ def of_source(name: str, root: str) -> list[Picture]:
 
 
 def of_records(name: str, folder: str) -> Iterator[Picture]:
-    """The pictures of a dataset in a folder of prepared records.
-
-    Raises:
-      ConfigError: it holds no such records.
-    """
+    """The pictures of a dataset in a folder of prepared records; ConfigError where it holds none."""
     from vgjax.data.prepare.builder import Pictures  # slow to import
 
     parts = [Pictures(pathlib.Path(folder), name, split) for split in SPLITS]
@@ -208,11 +198,7 @@ def of_records(name: str, folder: str) -> Iterator[Picture]:
 
 
 def load_model(model: str) -> Callable[..., Any]:
-    """transformers' pipeline for a local folder or a model in the hub's cache.
-
-    Raises:
-      ConfigError: PyTorch is absent, or the model cannot be loaded.
-    """
+    """transformers' pipeline for a local folder or a model in the hub's cache; ConfigError without that or PyTorch."""
     if importlib.util.find_spec("torch") is None:
         raise ConfigError(
             "the captioner runs its model with PyTorch, which is not installed: pip install torch torchvision, here or"

@@ -27,44 +27,28 @@ MIN_AREA_FRACTION = 0.001  # less than this is specks, not a lesion
 FIELD_GREY = 25  # 0..255; darker pixels are the black frame around the endoscope's field of view
 SURROUND = 0.5  # width of the ring that a lesion is compared with, in radii of the disc of its area
 
-# Where the levels of an attribute part, as quantiles of the training pictures. Lesions cluster in the middle: with
-# thirds of the picture most would be "centre", with terciles "left" would begin at the middle. Quartiles lie between.
-QUANTILES: dict[str, tuple[float, ...]] = {
-    "centre_x": (0.25, 0.75),
-    "centre_y": (0.25, 0.75),
-    "area_fraction": (1 / 3, 2 / 3),
-    "solidity": (0.25,),
-    "axis_ratio": (0.5,),
-    "border": (1 / 3, 2 / 3),
-    "lesion_contrast": (1 / 3, 2 / 3),
-    "warmth": (1 / 3, 2 / 3),
-    "brightness": (1 / 3, 2 / 3),
-}
-# What decides the level of each factor.
-ATTRIBUTES: dict[str, tuple[str, ...]] = {
-    "position": ("centre_x", "centre_y"),
-    "size": ("area_fraction",),
-    "shape": ("solidity", "axis_ratio"),
-    "border": ("border",),
-    "colour": ("warmth",),
-    "contrast": ("lesion_contrast",),
-    "brightness": ("brightness",),
+TERCILES = (1 / 3, 2 / 3)
+# Factor -> the attributes that decide its level -> where those part, as quantiles of the training pictures. Lesions
+# cluster in the middle: with thirds of the picture most would be "centre", with terciles "left" would begin at the
+# middle. Quartiles lie between.
+ATTRIBUTES: dict[str, dict[str, tuple[float, ...]]] = {
+    "position": {"centre_x": (0.25, 0.75), "centre_y": (0.25, 0.75)},
+    "size": {"area_fraction": TERCILES},
+    "shape": {"solidity": (0.25,), "axis_ratio": (0.5,)},
+    "border": {"border": TERCILES},
+    "colour": {"warmth": TERCILES},
+    "contrast": {"lesion_contrast": TERCILES},
+    "brightness": {"brightness": TERCILES},
 }
 SIDED = re.compile(r"(?<![a-z])(left|right)(?=(?:wards?|most|sided)?(?![a-z]))", re.IGNORECASE)
 
 
 class Caption(NamedTuple):
-    """A caption with what is known of it.
+    """A caption with what is known of it."""
 
-    Attributes:
-      text: what the text stages see.
-      levels: factor -> level, measured.
-      named: the factors that the text names; of the dataset's own words nothing is known.
-    """
-
-    text: str
-    levels: dict[str, str]
-    named: tuple[str, ...]
+    text: str  # what the text stages see
+    levels: dict[str, str]  # factor -> level, measured
+    named: tuple[str, ...]  # the factors that the text names; of the dataset's own words nothing is known
 
 
 def _square(array: np.ndarray) -> np.ndarray:
@@ -87,23 +71,17 @@ def _lesion(mask_HW: np.ndarray, vocabulary: Vocabulary):
 
 
 def position_and_size(mask_HW: np.ndarray, vocabulary: Vocabulary = POLYP) -> dict[str, float] | None:
-    """Where the lesion of a mask (non-zero inside) lies and how large it is.
+    """Of the lesion of a mask (non-zero inside), `centre_x`, `centre_y` in 0..1 from the upper left, `area_fraction`.
 
-    Returns:
-      `centre_x`, `centre_y` in 0..1 from the upper left corner, and `area_fraction` of the picture; None
-      where less than `MIN_AREA_FRACTION` is covered.
+    None where less than `MIN_AREA_FRACTION` of the picture is covered.
     """
     lesion = _lesion(mask_HW, vocabulary)
     return None if lesion is None else _geometry(*lesion)
 
 
 def _geometry(region, side: int) -> dict[str, float]:
-    row, column = region.centroid
-    return {
-        "centre_x": float((column + 0.5) / side),
-        "centre_y": float((row + 0.5) / side),
-        "area_fraction": float(region.area / side**2),
-    }
+    y, x = ((place + 0.5) / side for place in region.centroid)
+    return {"centre_x": float(x), "centre_y": float(y), "area_fraction": float(region.area / side**2)}
 
 
 def picture_style(image_HWC: np.ndarray) -> dict[str, float]:
@@ -118,11 +96,8 @@ def picture_style(image_HWC: np.ndarray) -> dict[str, float]:
     if (inside := grey > FIELD_GREY).any():  # an all-black picture has no field to leave a frame around
         pixels, grey = pixels[inside], grey[inside]
     red, _, blue = pixels.mean(axis=0)
-    return {
-        "warmth": float(1 - blue / max(red, 1.0)),
-        "brightness": float(grey.mean() / 255),
-        "contrast": float(grey.std() / 255),
-    }
+    warmth = float(1 - blue / max(red, 1.0))
+    return {"warmth": warmth, "brightness": float(grey.mean() / 255), "contrast": float(grey.std() / 255)}
 
 
 def measure_attributes(image_HWC: np.ndarray, mask_HW: np.ndarray, vocabulary: Vocabulary = POLYP) -> dict[str, float]:
@@ -142,11 +117,10 @@ def measure_attributes(image_HWC: np.ndarray, mask_HW: np.ndarray, vocabulary: V
       ValueError: the mask is (nearly) empty and the vocabulary has no words for that.
     """
     lesion = _lesion(mask_HW, vocabulary)
-    if lesion is None and not vocabulary.empty:
-        raise ValueError(f"the mask covers less than {MIN_AREA_FRACTION:.1%} of the picture")
-    style = picture_style(image_HWC)
     if lesion is None:
-        return style
+        if vocabulary.empty:
+            return picture_style(image_HWC)
+        raise ValueError(f"the mask covers less than {MIN_AREA_FRACTION:.1%} of the picture")
     region, side = lesion
     outline = {
         "solidity": float(region.solidity),
@@ -155,7 +129,7 @@ def measure_attributes(image_HWC: np.ndarray, mask_HW: np.ndarray, vocabulary: V
         "border": float(region.perimeter**2 / (4 * np.pi * region.area * region.solidity)),
         "lesion_contrast": _lesion_contrast(image_HWC, region, side),
     }
-    return _geometry(region, side) | outline | style
+    return _geometry(region, side) | outline | picture_style(image_HWC)
 
 
 def _lesion_contrast(image_HWC: np.ndarray, region, side: int) -> float:
@@ -173,18 +147,19 @@ def _lesion_contrast(image_HWC: np.ndarray, region, side: int) -> float:
 def fit_thresholds(
     attributes: Sequence[Mapping[str, float]], vocabulary: Vocabulary = POLYP
 ) -> dict[str, tuple[float, ...]]:
-    """Where levels part: the `QUANTILES` of those of the given (training) pictures that have the attribute.
+    """Where levels part: the quantiles of those of the given (training) pictures that have the attribute.
 
     Raises:
       ValueError: there is no picture to fit to.
     """
     if not attributes:
         raise ValueError("no training picture to fit the caption thresholds to")
-    thresholds = {}
-    for name in (name for factor in vocabulary.factors for name in ATTRIBUTES[factor]):
-        if values := [one[name] for one in attributes if name in one]:
-            thresholds[name] = tuple(np.quantile(values, QUANTILES[name]).tolist())
-    return thresholds
+    return {
+        name: tuple(np.quantile(values, quantiles).tolist())
+        for factor in vocabulary.factors
+        for name, quantiles in ATTRIBUTES[factor].items()
+        if (values := [one[name] for one in attributes if name in one])
+    }
 
 
 def attribute_levels(
@@ -229,10 +204,8 @@ def describe(
 ) -> str:
     """Two sentences, one on anatomy and one on modality, in either order and in words drawn among synonyms.
 
-    Args:
-      levels: factor -> level, as `attribute_levels` returns them; without any of anatomy the mask was empty.
-      rng: draws pattern, synonyms and order.
-      named: the factors to name; all of `levels` by default. Where none of modality is named its sentence is left out.
+    Levels without any of anatomy are those of an empty mask. The factors to name are all by default; where none of
+    modality is named its sentence is left out.
     """
     named = levels if named is None else named
     words = {name: str(rng.choice(vocabulary.words[name][levels[name]])) for name in named}
@@ -259,13 +232,10 @@ def caption(
     rng: np.random.Generator,
     label: str = "",
 ) -> Caption:
-    """The caption of one picture.
+    """The caption of one picture, with the class name, if any, told at its end.
 
-    Args:
-      entry_text: the dataset's own words, "" where there are none.
-      mode: "own" words, which fall back to measured ones where there are none; "measured"; "both", own words first.
-      rng: draws what is named of the measured factors and how.
-      label: class name to be told at the end; "" keeps it out.
+    Modes: "own" words of the dataset, which fall back to measured ones where there are none; "measured"; "both", own
+    words first. What is named of the measured factors, and how, is drawn.
     """
     own = " ".join(entry_text.split()) if mode != "measured" else ""
     levels = attribute_levels(attributes, thresholds, vocabulary)

@@ -85,11 +85,9 @@ def sections(text: str) -> dict[str, str]:
 def caption(text: str) -> str:
     """What a report says of the picture: findings, then impression, in one line, without blanks of de-identification.
 
-    Where it has neither, the last paragraph of the final report that has no heading of its own. Never indication or
-    history, which hold the question rather than the answer. Clauses on who was told what are left out.
-
-    Returns:
-      "" where there is no such text.
+    Where it has neither, the last paragraph of the final report that has no heading of its own; "" where it has none.
+    Never indication or history, which hold the question rather than the answer. Clauses on who was told what are left
+    out.
     """
     found = sections(text)
     said = [tidied for name in DESCRIBING if (tidied := _tidy(found.get(name, "")))]
@@ -105,12 +103,11 @@ def _parts(text: str) -> list[tuple[str, str, str]]:
     block, name, start = "final report", "preamble", 0
     for match in _MARK.finditer(text):
         heading = _name(match, name)
-        if not heading:
-            continue
-        parts.append((block, name, text[start : match.start()].strip()))
-        start = match.end()
-        block = heading if heading in BLOCKS else block
-        name = "preamble" if heading == "final report" else heading
+        if heading:
+            parts.append((block, name, text[start : match.start()].strip()))
+            start = match.end()
+            block = heading if heading in BLOCKS else block
+            name = "preamble" if heading == "final report" else heading
     return [*parts, (block, name, text[start:].strip())]
 
 
@@ -167,8 +164,7 @@ def _tidy(text: str) -> str:
 
 def _without_told(sentence: str) -> str:
     """A sentence up to the clause that says who was told; nothing where that is the first clause."""
-    told = _TOLD.search(sentence)
-    if not told:
+    if not (told := _TOLD.search(sentence)):
         return sentence
     clause = max(sentence.rfind(mark, 0, told.start()) for mark in (",", ";", " - ", " (", " which ", " and "))
     return sentence[:clause] + "." if clause > 0 else ""

@@ -83,29 +83,17 @@ MODALITY_PATTERNS = {
 
 @dataclasses.dataclass(frozen=True)
 class Vocabulary:
-    """How one kind of picture is put into words.
+    """How one kind of picture is put into words."""
 
-    Attributes:
-      lesion: noun for what the masks outline.
-      tissue: noun for what surrounds it.
-      anatomy: factors of the mask, in the order in which they are drawn.
-      modality: factors of the picture; without "colour" for grey pictures.
-      words: factor -> level -> synonyms.
-      anatomy_patterns: whether the position is named -> clauses.
-      modality_patterns: the factors named of modality -> clauses.
-      empty: clauses for a picture whose mask is empty; none where such a picture cannot be described.
-      single: whether the lesion is one thing, which takes an article, or several, measured as one.
-    """
-
-    lesion: str
-    tissue: str
-    anatomy: tuple[str, ...]
-    modality: tuple[str, ...]
-    words: Words
-    anatomy_patterns: Mapping[bool, tuple[str, ...]]
-    modality_patterns: Mapping[tuple[str, ...], tuple[str, ...]]
-    empty: tuple[str, ...] = ()
-    single: bool = True
+    lesion: str  # noun for what the masks outline
+    tissue: str  # noun for what surrounds it
+    anatomy: tuple[str, ...]  # factors of the mask, in the order in which they are drawn
+    modality: tuple[str, ...]  # factors of the picture; without "colour" for grey pictures
+    words: Words  # factor -> level -> synonyms
+    anatomy_patterns: Mapping[bool, tuple[str, ...]]  # whether the position is named -> clauses
+    modality_patterns: Mapping[tuple[str, ...], tuple[str, ...]]  # the factors named of modality -> clauses
+    empty: tuple[str, ...] = ()  # clauses for a picture whose mask is empty; none where that cannot be described
+    single: bool = True  # whether the lesion is one thing, which takes an article, or several, measured as one
 
     @property
     def factors(self) -> tuple[str, ...]:

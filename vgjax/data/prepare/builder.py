@@ -30,17 +30,13 @@ class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
     VERSION = tfds.core.Version(VERSION)
 
     def __init__(self, rows: Mapping[str, Iterable[Row]], data_dir: pathlib.Path, name: str):
-        """Takes the rows by split and the dataset's name."""
         self.name, self._rows = name, rows
         super().__init__(data_dir=str(data_dir), file_format="array_record")
 
     def _info(self) -> tfds.core.DatasetInfo:
-        texts = ("id", "caption", "label", "group", "factors", "named")
-        channels = {"image": 3, "mask": 1}
-        features = tfds.features.FeaturesDict(
-            {name: tfds.features.Text() for name in texts}
-            | {name: tfds.features.Image(shape=(None, None, c), encoding_format="png") for name, c in channels.items()}
-        )
+        png = lambda channels: tfds.features.Image(shape=(None, None, channels), encoding_format="png")
+        texts = dict.fromkeys(("id", "caption", "label", "group", "factors", "named"), tfds.features.Text())
+        features = tfds.features.FeaturesDict({**texts, "image": png(3), "mask": png(1)})
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
     def _split_generators(self, dl_manager: Any) -> dict[str, Iterator[tuple[int, Row]]]:
@@ -53,11 +49,7 @@ class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
 
 
 def write(folder: pathlib.Path, name: str, rows: Mapping[str, Iterable[Row]]) -> None:
-    """Writes all splits to folder/<name>/<version>, whole or not at all.
-
-    Args:
-      rows: by split, with the features of `Prepared`; image and mask are PNG bytes.
-    """
+    """Writes the rows of all splits, image and mask as PNG bytes, to folder/<name>/<version>, whole or not at all."""
     for rest in (folder / name).glob("incomplete.*"):  # of a run that was killed
         shutil.rmtree(rest)
     tfds.disable_progress_bar()
@@ -73,18 +65,13 @@ def shards(name: str, split: str) -> str:
 
 
 class Pictures:
-    """Random access to one prepared split; pictures stay PNG bytes.
-
-    Raises:
-      ConfigError: the folder is missing or damaged.
-    """
+    """Random access to one prepared split, pictures as PNG bytes; ConfigError where it is missing or damaged."""
 
     def __init__(self, folder: pathlib.Path, name: str, split: str):
         where = folder / name / VERSION
         try:
             builder = tfds.builder_from_directory(where)
-            skip = tfds.decode.SkipDecoding()
-            self._source = builder.as_data_source(split, decoders={picture: skip for picture in PICTURES})
+            self._source = builder.as_data_source(split, decoders=dict.fromkeys(PICTURES, tfds.decode.SkipDecoding()))
         # A cut or missing shard, a damaged table of contents: tfds and array_record have no error of their own.
         except (RuntimeError, OSError, ValueError, KeyError, AssertionError) as error:
             raise ConfigError(

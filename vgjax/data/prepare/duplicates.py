@@ -62,16 +62,9 @@ def pixel_hash(image_HWC: np.ndarray) -> str:
 
 
 def group(hashes: Sequence[int], thumbs: np.ndarray) -> np.ndarray:
-    """Numbers of groups of near-duplicates, in order of first appearance.
+    """Numbers (N,) int64 of groups of near-duplicates, in order of first appearance; all blank pictures form one.
 
-    Blank pictures, whatever their grey, form one group.
-
-    Args:
-      hashes: N of `perceptual_hash`.
-      thumbs: (N, 32, 32) uint8.
-
-    Returns:
-      (N,) int64.
+    The pictures are given by N of `perceptual_hash` and their thumbnails (N, 32, 32) uint8.
     """
     codes = np.array(hashes, np.uint64)
     if not len(codes):
@@ -97,9 +90,7 @@ def group(hashes: Sequence[int], thumbs: np.ndarray) -> np.ndarray:
 
 def names(ids: Sequence[str], numbers: np.ndarray) -> list[str]:
     """The name of each picture's group: the smallest id in it, so that a picture without duplicate is its own group."""
-    smallest: dict[int, str] = {}
-    for item_id, number in zip(ids, numbers.tolist(), strict=True):
-        smallest[number] = min(item_id, smallest.get(number, item_id))
+    smallest = dict(sorted(zip(numbers.tolist(), ids, strict=True), reverse=True))  # the last of each number stays
     return [smallest[number] for number in numbers.tolist()]
 
 
@@ -113,12 +104,11 @@ def _hyperplanes() -> np.ndarray:
     return (signs * 2.0 - 1) * tilt
 
 
-def _masks() -> Iterator[np.uint64]:
+def _masks() -> list[np.uint64]:
     """Which bits make the key, for each table: every choice of blocks."""
     width = BITS // BLOCKS
-    block = (1 << width) - 1
-    for chosen in itertools.combinations(range(BLOCKS), KEY_BLOCKS):
-        yield np.uint64(sum(block << (width * number) for number in chosen))
+    blocks = [((1 << width) - 1) << (width * number) for number in range(BLOCKS)]
+    return [np.uint64(sum(chosen)) for chosen in itertools.combinations(blocks, KEY_BLOCKS)]
 
 
 def _standardised(thumbs: np.ndarray) -> np.ndarray:

@@ -5,6 +5,7 @@ import hashlib
 import multiprocessing
 import os
 import pathlib
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -24,25 +25,17 @@ Chunks = Mapping[pathlib.Path, Sequence[Entry]]  # by the file that holds their 
 
 
 class Parts:
-    """Decoded pictures on disk, in the order of the entries.
-
-    Attributes:
-      skipped: pictures that could not be decoded.
-    """
+    """Decoded pictures on disk, in the order of the entries, and those `skipped` that could not be decoded."""
 
     def __init__(self, folder: pathlib.Path, entries: Sequence[Entry], settings: Settings):
-        """Plans the chunks; a file's name holds a digest of all that decides its content."""
         self._folder, self._settings = folder, settings
         chunks = [entries[start : start + CHUNK] for start in range(0, len(entries), CHUNK)]
+        # A file's name holds a digest of all that decides its content.
         self._chunks = {folder / f"{_digest(chunk, settings)}.msgpack": chunk for chunk in chunks}
         self.skipped: list[Skip] = []
 
     def decode(self, workers: int) -> None:
-        """Decodes what is missing, removes files of other settings, and reads who was skipped.
-
-        Args:
-          workers: processes; 0: one a core.
-        """
+        """Decodes what is missing in so many processes (0: one a core), and removes files of other settings."""
         self._folder.mkdir(parents=True, exist_ok=True)
         for stale in set(self._folder.iterdir()) - self._chunks.keys():
             stale.unlink()
@@ -61,9 +54,7 @@ class Parts:
 
     def remove(self) -> None:
         """Deletes the files."""
-        for path in self._chunks:
-            path.unlink(missing_ok=True)
-        self._folder.rmdir()
+        shutil.rmtree(self._folder)
 
     def _all(self) -> Iterator[Row]:
         for path in self._chunks:

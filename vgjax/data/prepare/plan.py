@@ -20,21 +20,18 @@ from vgjax.data.read.decode import Settings
 from vgjax.data.read.tables import read_captions
 from vgjax.types import SPLITS
 
+Measured = Sequence[Mapping[str, Any]]  # what `decode` tells of each picture but the pictures themselves
+
 
 @dataclasses.dataclass(frozen=True)
 class FileSource:
-    """A dataset in a folder of its own layout.
+    """A dataset in a folder of its own layout."""
 
-    Attributes:
-      check: root -> the root, links followed; ConfigError where its names are not the dataset's.
-      index: root -> everything in it, checked; reads tables and names, no pixels. A picture's name that leads nowhere
-        or out of the root is skipped; what macOS leaves behind ("__MACOSX", "._x.jpg") does not count at all.
-      vocabulary: what captions may say of its masks and pixels.
-    """
-
-    check: Callable[[str], pathlib.Path]
+    check: Callable[[str], pathlib.Path]  # root -> the root, links followed; ConfigError where it is another dataset's
+    # root -> everything in it, checked; reads tables and names, no pixels. A picture's name that leads nowhere or out
+    # of the root is skipped; what macOS leaves behind ("__MACOSX", "._x.jpg") does not count at all.
     index: Callable[[str], Index]
-    vocabulary: Vocabulary
+    vocabulary: Vocabulary  # what captions may say of its masks and pixels
 
     def reader(self, thresholds: Thresholds) -> Reader:
         """Reads position and size from the lesion mask."""
@@ -60,11 +57,12 @@ class FileSource:
             )
         entries, measured = _matched(index.entries, parts, c.captions_file)
         groups = group(entries, measured)
-        assigned = _assign(config, entries, groups)
-        thresholds, rows = _captioned(config, self.vocabulary, entries, measured, groups, assigned.splits)
+        entries = [dataclasses.replace(entry, group=name) for entry, name in zip(entries, groups, strict=True)]
+        assigned = _assign(config, entries)
+        thresholds, rows = _captioned(config, self.vocabulary, entries, measured, assigned.splits)
         splits.write(folder / "splits", assigned.splits)
-        hashes = {entry.id: row["sha256"] for entry, row in zip(entries, measured, strict=True)}
-        leaks = splits.leaks(assigned.splits, dict(zip(assigned.splits, groups, strict=True)), hashes)
+        hashes = {row["id"]: row["sha256"] for row in measured}
+        leaks = splits.leaks(assigned.splits, {entry.id: entry.group for entry in entries}, hashes)
         for leak in leaks:
             logging.warning("leak between splits: %s", leak)
         return Plan(
@@ -80,7 +78,7 @@ class FileSource:
         )
 
 
-def _matched(entries: Sequence[Entry], parts: Parts, captions_file: str) -> tuple[list[Entry], list[dict[str, Any]]]:
+def _matched(entries: Sequence[Entry], parts: Parts, captions_file: str) -> tuple[list[Entry], Measured]:
     """Entries that could be decoded, with what was measured on them (the pictures themselves stay on disk)."""
     own = read_captions(captions_file) if captions_file else {}
     by_id = {entry.id: dataclasses.replace(entry, text=own.get(entry.id, entry.text)) for entry in entries}
@@ -88,7 +86,7 @@ def _matched(entries: Sequence[Entry], parts: Parts, captions_file: str) -> tupl
     return [by_id[row["id"]] for row in measured], measured
 
 
-def group(entries: Sequence[Entry], measured: Sequence[Mapping[str, Any]]) -> list[str]:
+def group(entries: Sequence[Entry], measured: Measured) -> list[str]:
     """The group of each picture, which never crosses splits.
 
     Patients or lesions where the dataset names them, else near-duplicates; in either case equal pictures are together.
@@ -107,7 +105,7 @@ def group(entries: Sequence[Entry], measured: Sequence[Mapping[str, Any]]) -> li
     return [one[name] for name in names]
 
 
-def _assign(config: Config, entries: Sequence[Entry], groups: Sequence[str]) -> splits.Assigned:
+def _assign(config: Config, entries: Sequence[Entry]) -> splits.Assigned:
     """Splits from the lists that the config names, the dataset's own, or by hash."""
     c, ids = config.data, [entry.id for entry in entries]
     official = [entry.split for entry in entries]
@@ -119,7 +117,7 @@ def _assign(config: Config, entries: Sequence[Entry], groups: Sequence[str]) -> 
                 f" first: {unlisted[0]!r}: use the lists of this dataset"
             )
         official = [listed[item_id] for item_id in ids]
-    labels = [entry.label for entry in entries]
+    groups, labels = [entry.group for entry in entries], [entry.label for entry in entries]
     assigned = splits.assign(ids, groups, labels, official, config.seed, c.test_fraction, c.validation_fraction)
     for split in ("validation", "test"):  # `assign` has seen to train
         if split not in assigned.splits.values():
@@ -131,23 +129,17 @@ def _assign(config: Config, entries: Sequence[Entry], groups: Sequence[str]) -> 
 
 
 def _captioned(
-    config: Config,
-    vocabulary: Vocabulary,
-    entries: Sequence[Entry],
-    measured: Sequence[Mapping[str, Any]],
-    groups: Sequence[str],
-    assigned: Mapping[str, str],
+    config: Config, vocabulary: Vocabulary, entries: Sequence[Entry], measured: Measured, assigned: Mapping[str, str]
 ) -> tuple[Thresholds, dict[str, dict[str, dict[str, Any]]]]:
     """Thresholds, fitted to the training split alone, and the rows of each split."""
     c = config.data
     training = [row["attributes"] for row in measured if assigned[row["id"]] == "train"]
     thresholds = captions.fit_thresholds(training, vocabulary)
     rows: dict[str, dict[str, dict[str, Any]]] = {split: {} for split in SPLITS}
-    for entry, row, name in zip(entries, measured, groups, strict=True):
+    for entry, row in zip(entries, measured, strict=True):
         rng = np.random.default_rng(splits.number(f"caption:{config.seed}:{entry.id}"))
         label = entry.label if c.label_in_caption else ""
-        measures = row["attributes"]
-        text, levels, named = captions.caption(entry.text, measures, thresholds, vocabulary, c.captions, rng, label)
-        texts = {"caption": text, "label": entry.label, "group": name}
-        rows[assigned[entry.id]][entry.id] = {**texts, "factors": levels, "named": named}
+        made = captions.caption(entry.text, row["attributes"], thresholds, vocabulary, c.captions, rng, label)
+        texts = {"caption": made.text, "label": entry.label, "group": entry.group}
+        rows[assigned[entry.id]][entry.id] = {**texts, "factors": made.levels, "named": made.named}
     return thresholds, rows

@@ -21,17 +21,11 @@ from vgjax.types import SPLITS
 
 
 class Assigned(NamedTuple):
-    """Splits with what is wrong about them.
+    """Splits with what is wrong about them."""
 
-    Attributes:
-      splits: id -> split, in the order of the ids given.
-      torn: groups that the dataset's own lists put into several splits, sorted.
-      absent: (label, split) where a class has no picture in a split that has pictures, sorted.
-    """
-
-    splits: dict[str, str]
-    torn: tuple[str, ...]
-    absent: tuple[tuple[str, str], ...]
+    splits: dict[str, str]  # id -> split, in the order of the ids given
+    torn: tuple[str, ...]  # groups that the dataset's own lists put into several splits, sorted
+    absent: tuple[tuple[str, str], ...]  # (label, split) where a split with pictures has none of a class, sorted
 
 
 def number(text: str) -> int:
@@ -75,16 +69,9 @@ def assign(
 ) -> Assigned:
     """The split of each picture.
 
-    Official splits hold for all pictures or for none. A part that they lack is cut from their training part as without
-    them, by group.
-
-    Args:
-      ids: unique.
-      groups: of each; "" for a picture that is its own group.
-      labels: class of each, "" for none; splits do not depend on it, it only feeds `absent`.
-      official: one of `SPLITS` each, or all "".
-      seed: of the hash.
-      test_fraction, validation_fraction: expected shares of the groups, 0..1.
+    Official splits, one of `SPLITS` each, hold for all pictures or are all "". A part that they lack is cut from their
+    training part as without them, by group: the fractions, 0..1, are expected shares of the groups, and a picture of
+    group "" is its own. Splits do not depend on the labels ("" for none), which only feed `absent`.
 
     Raises:
       ConfigError: the fractions leave nothing to train on, only some pictures have an official split, one is unknown,
@@ -151,10 +138,7 @@ def read(folder: str | os.PathLike[str]) -> dict[str, str]:
 def leaks(splits: Mapping[str, str], groups: Mapping[str, str], hashes: Mapping[str, str]) -> list[str]:
     """What stands on both sides of a split, one sentence each, sorted; empty where nothing does.
 
-    Args:
-      splits: id -> split.
-      groups: id -> group, "" or absent for none.
-      hashes: id -> digest of the pixels (`vgjax.data.prepare.duplicates.pixel_hash`).
+    Ids are mapped to splits, groups ("" or absent for none) and `vgjax.data.prepare.duplicates.pixel_hash`.
     """
     found = [f"the group {name!r} is in {_places(parts)}" for name, parts in _torn(splits, groups).items()]
     found += [f"the same picture is in {_places(parts)}" for parts in _torn(splits, hashes).values()]

@@ -31,17 +31,8 @@ import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from vgjax.data.entries import RunLengths
+from vgjax.data.read import volumes
 from vgjax.data.read.files import MIN_SIDE, ImageError, check_size, opened, words
-from vgjax.data.read.volumes import (
-    check_finite,
-    dicom_frame,
-    is_dicom,
-    is_nifti,
-    nifti_slice,
-    spread,
-    window_dicom,
-    window_nifti,
-)
 
 MAX_PIXELS = 64_000_000
 
@@ -53,25 +44,18 @@ TILE_WIDTH, TILE_LENGTH = 322, 323  # TIFF tags
 
 
 class Picture(NamedTuple):
-    """A decoded picture.
+    """A decoded picture."""
 
-    Attributes:
-      pixels: (H, W, 3) uint8; read-only where that saves a copy.
-      full_size: (H, W) of the file, which is larger than `pixels` where a JPEG was decoded at a reduced scale.
-    """
-
-    pixels: np.ndarray
-    full_size: tuple[int, int]
+    pixels: np.ndarray  # (H, W, 3) uint8; read-only where that saves a copy
+    full_size: tuple[int, int]  # (H, W) of the file, larger than `pixels` where a JPEG was decoded at a reduced scale
 
 
 def read_image(
     path: str | pathlib.Path, root: str | pathlib.Path, max_pixels: int = MAX_PIXELS, min_side: int | None = None
 ) -> Picture:
-    """Decodes one picture.
+    """Decodes one picture; links are followed as long as they stay within the root, outside of which nothing is opened.
 
     Args:
-      path: of the file; links are followed as long as they stay within the root.
-      root: nothing outside of it is opened.
       max_pixels: larger pictures are refused by their header; above 178 million Pillow's own limit holds.
       min_side: what the picture will be reduced to, shorter side in pixels. A JPEG is then decoded at 1/2, 1/4 or 1/8
         while twice that remains, which costs a fraction of the time.
@@ -82,13 +66,13 @@ def read_image(
     """
     name = str(path)
     with opened(path, root) as (stream, head):
-        if is_dicom(head):
-            values, dataset = dicom_frame(stream, head, name, max_pixels)
-            grey = window_dicom(values, dataset, name) if values.ndim == 2 else _eight_bits(values, name)
+        if volumes.is_dicom(head):
+            values, dataset = volumes.dicom_frame(stream, head, name, max_pixels)
+            grey = volumes.window_dicom(values, dataset, name) if values.ndim == 2 else _eight_bits(values, name)
             return Picture(_rgb(grey), (values.shape[0], values.shape[1]))
-        if is_nifti(head):
-            values = nifti_slice(stream, head, name, max_pixels)
-            return Picture(_rgb(window_nifti(values)), (values.shape[0], values.shape[1]))
+        if volumes.is_nifti(head):
+            values = volumes.nifti_slice(stream, head, name, max_pixels)
+            return Picture(_rgb(volumes.window_nifti(values)), (values.shape[0], values.shape[1]))
         file = _pillow(stream, head, name, max_pixels)
         width, height = file.size
         if min_side is not None:
@@ -116,9 +100,8 @@ def read_mask(
 
     Args:
       masks: files, or run lengths.
-      root: nothing outside of it is opened.
+      root, max_pixels: as for pictures.
       shape: (H, W) of the result, to which masks are resampled, nearest neighbour.
-      max_pixels: as for pictures.
       full_size: (H, W) of the picture's file, whose aspect ratio a mask must have within 1 %; by default `shape`. That
         of a picture decoded at a reduced scale is rounded, which in a small one is more than 1 %.
 
@@ -178,10 +161,10 @@ def _eight_bits(values: np.ndarray, name: str) -> np.ndarray:
     """Any values as uint8, by the rules at the top of this file."""
     if values.dtype == np.uint8:
         return values
-    check_finite(values, name)
+    volumes.check_finite(values, name)
     low, high = values.min(), values.max()
     if values.dtype.kind == "f" or low < 0 or high > 65535:
-        return spread(values, low, high)
+        return volumes.spread(values, low, high)
     divisor = 257 if high > 4095 else 4095 / 255 if high > 255 else 1
     return np.rint(values / np.float32(divisor)).astype(np.uint8)
 
@@ -192,17 +175,17 @@ def _rgb(values: np.ndarray) -> np.ndarray:
 
 def _mask_file(stream: BinaryIO, head: bytes, name: str, max_pixels: int) -> np.ndarray:
     """(H, W) bool."""
-    if is_dicom(head):
-        values = dicom_frame(stream, head, name, max_pixels)[0]
-    elif is_nifti(head):
-        values = nifti_slice(stream, head, name, max_pixels)
+    if volumes.is_dicom(head):
+        values = volumes.dicom_frame(stream, head, name, max_pixels)[0]
+    elif volumes.is_nifti(head):
+        values = volumes.nifti_slice(stream, head, name, max_pixels)
     else:
         file = _pillow(stream, head, name, max_pixels)
         lossy = file.format in LOSSY or file.info.get("compression") == "jpeg"
         values = _values(file)
         if lossy and values.dtype == np.uint8:
             return _brightest(values) > 127
-    check_finite(values, name)
+    volumes.check_finite(values, name)
     brightest = _brightest(values)
     if values.ndim == 3 and np.any(brightest - _brightest(values, np.minimum) > 32):
         return brightest > 0

@@ -3,6 +3,7 @@
 import csv
 import gzip
 import io
+import itertools
 import json
 import os
 import pathlib
@@ -50,18 +51,13 @@ def table_rows(listing: Listing, path: pathlib.Path, required: Iterable[str]) ->
                     listing.skip(where, "unreadable row", str(error), picture=False)
                     continue
                 if any(line):
-                    line += [""] * (len(header) - len(line))
-                    yield dict(zip(header, line, strict=False))
+                    yield dict(itertools.zip_longest(header, line[: len(header)], fillvalue=""))
     except (OSError, EOFError, zlib.error, csv.Error) as error:
         raise ConfigError(f"table '{path}' cannot be read to its end ({error}): download it again") from error
 
 
 def read_text(path: pathlib.Path) -> str:
-    """All of a text file of the dataset; bytes that are no UTF-8 become U+FFFD.
-
-    Raises:
-      ConfigError: it cannot be read.
-    """
+    """All of a text file of the dataset, bytes that are no UTF-8 as U+FFFD; ConfigError where it cannot be read."""
     try:
         return path.read_bytes().decode("utf-8-sig", errors="replace")
     except OSError as error:
@@ -69,11 +65,7 @@ def read_text(path: pathlib.Path) -> str:
 
 
 def open_text(base: pathlib.Path, path: pathlib.Path) -> io.TextIOBase:
-    """A text file, decompressed on the way where it is .gz; bytes that are no UTF-8 become U+FFFD.
-
-    Raises:
-      ConfigError: it is no file inside `base`.
-    """
+    """A text file, decompressed where it is .gz, as for `table_rows`; ConfigError where it is no file inside `base`."""
     if not os.path.isfile(path) or not inside(base, path):
         raise ConfigError(f"table '{path}' is no file inside '{base}': replace it by the file itself")
     opened = gzip.open if path.suffix.lower() == ".gz" else open

@@ -65,10 +65,11 @@ class Plan:
     """What will be written of a dataset: who is used, in which split, with which caption."""
 
     rows: dict[str, dict[str, dict[str, Any]]]  # split -> id -> caption, label, group, factors, named
-    pictures: Callable[[], Iterable[tuple[str, bytes, bytes]]]  # (id, image PNG, mask PNG) in order, anew on each call
+    # (id, image PNG, mask PNG) of all, in the order of the rows, anew on each call
+    pictures: Callable[[], Iterable[tuple[str, bytes, bytes]]]
     present: int  # how many pictures the source holds
     skipped: list[Skip] = dataclasses.field(default_factory=list)
-    thresholds: Thresholds = dataclasses.field(default_factory=dict)  # of measured captions
+    thresholds: Thresholds = dataclasses.field(default_factory=dict)  # where the levels of measured captions part
     groups: int = 0  # how many patients, lesions or groups of near-duplicates there are
     torn: tuple[str, ...] = ()  # groups that the dataset's own lists put into several splits
     leaks: list[str] = dataclasses.field(default_factory=list)  # what stands on both sides of a split, a sentence each
@@ -125,7 +126,7 @@ def home(root: str, holds: str) -> pathlib.Path:
 
 
 def remedy(base: pathlib.Path, marks: Sequence[str], holds: str) -> str:
-    """Which folder to name in place of `base`: the one inside, from an archive, that holds any of the `marks`."""
+    """Which folder to name in place of `base`: likely one inside, made by an archive, that holds any of the `marks`."""
     inner = sorted(path.parent for mark in marks for path in base.glob(f"*/{mark}"))
     return f"did you mean '{inner[0]}'?" if inner else f"name {holds}"
 

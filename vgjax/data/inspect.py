@@ -30,7 +30,6 @@ from vgjax.types import SPLITS
 SHEET_COLUMNS, SHEET_ROWS = 5, 4
 CAPTION_WIDTH, CAPTION_LINES = 38, 6  # characters, lines
 TILE, GAP, LINE = 220, 12, 14  # pixels
-QUARTILES = (0, 25, 50, 75, 100)
 
 Facts = Sequence[Mapping[str, Any]]
 T = TypeVar("T")
@@ -77,11 +76,11 @@ def _counts(facts: Facts) -> list[str]:
 
 def _texts(facts: Facts) -> list[str]:
     captions = [row["caption"] for row in facts]
-    words = np.percentile([len(caption.split()) for caption in captions], QUARTILES).round().astype(int)
-    most = Counter(captions).most_common(1)[0]
+    words = np.percentile([len(caption.split()) for caption in captions], (0, 25, 50, 75, 100)).round().astype(int)
+    times = Counter(captions)
     return [
         f"words a caption (least, quartiles, most): {', '.join(map(str, words))}",
-        f"{len(set(captions))} different captions of {len(captions)}; the commonest stands {most[1]} times",
+        f"{len(times)} different captions of {len(captions)}; the commonest stands {max(times.values())} times",
     ]
 
 

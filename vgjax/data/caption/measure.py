@@ -147,11 +147,7 @@ def _lesion_contrast(image_HWC: np.ndarray, region, side: int) -> float:
 def fit_thresholds(
     attributes: Sequence[Mapping[str, float]], vocabulary: Vocabulary = POLYP
 ) -> dict[str, tuple[float, ...]]:
-    """Where levels part: the quantiles of those of the given (training) pictures that have the attribute.
-
-    Raises:
-      ValueError: there is no picture to fit to.
-    """
+    """Where levels part: quantiles of the (training) pictures that have the attribute; ValueError without pictures."""
     if not attributes:
         raise ValueError("no training picture to fit the caption thresholds to")
     return {
@@ -166,12 +162,9 @@ def attribute_levels(
     attributes: Mapping[str, float], thresholds: Thresholds, vocabulary: Vocabulary = POLYP
 ) -> dict[str, str]:
     """Factor -> level, for each factor whose attributes are given (so a mask alone gives position and size)."""
-    levels = {}
-    for factor in vocabulary.factors:
-        names = ATTRIBUTES[factor]
-        if not all(name in attributes and name in thresholds for name in names):
-            continue
-        band = [bisect.bisect_right(thresholds[name], attributes[name]) for name in names]
+    levels, known = {}, attributes.keys() & thresholds.keys()
+    for factor in (factor for factor in vocabulary.factors if ATTRIBUTES[factor].keys() <= known):
+        band = [bisect.bisect_right(thresholds[name], attributes[name]) for name in ATTRIBUTES[factor]]
         if factor == "position":
             levels[factor] = POSITIONS[band[1]][band[0]]
         elif factor == "shape":

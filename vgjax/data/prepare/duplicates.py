@@ -137,7 +137,6 @@ def _meetings(keys: np.ndarray) -> Iterator[Pairs]:
 
 
 def _correlation(pictures: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Correlation of each pair of standardised pictures."""
     found = np.zeros(len(a), np.float32)
     for part in (slice(start, start + CHUNK) for start in range(0, len(a), CHUNK)):
         np.einsum("ij,ij->i", pictures[a[part]], pictures[b[part]], out=found[part])

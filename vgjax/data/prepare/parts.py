@@ -53,7 +53,6 @@ class Parts:
         return (row for row in self._all() if "skip" not in row)
 
     def remove(self) -> None:
-        """Deletes the files."""
         shutil.rmtree(self._folder)
 
     def _all(self) -> Iterator[Row]:

@@ -49,7 +49,12 @@ def opened(path: str | pathlib.Path, root: str | pathlib.Path) -> Iterator[tuple
     """A regular file and its first bytes; whatever its decoder raises becomes an ImageError."""
     name = str(path)
     try:
-        with silence, os.fdopen(_descriptor(name, pathlib.Path(root)), "rb") as stream:
+        with silence, os.fdopen(_descriptor(name, root), "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size > MAX_BYTES:
+                raise ImageError(name, "too large", f"{size} bytes, at most {MAX_BYTES} are read")
+            if not size:
+                raise ImageError(name, "empty file", "0 bytes")
             head = stream.read(HEAD)
             stream.seek(0)
             yield stream, head
@@ -65,7 +70,7 @@ def opened(path: str | pathlib.Path, root: str | pathlib.Path) -> Iterator[tuple
         raise ImageError(name, "truncated" if short else "damaged", detail) from error
 
 
-def _descriptor(name: str, root: pathlib.Path) -> int:
+def _descriptor(name: str, root: str | pathlib.Path) -> int:
     """Opens without ever waiting (a pipe would) and without following a link that was swapped in meanwhile."""
     try:
         home, real = os.path.realpath(root), os.path.realpath(name)
@@ -73,19 +78,13 @@ def _descriptor(name: str, root: pathlib.Path) -> int:
             raise ImageError(name, "outside the root", f"it leads to {real!r}")
         if not stat.S_ISREG(os.lstat(real).st_mode) and not os.path.islink(real):
             raise ImageError(name, "not a file", "it is a folder, a pipe, a socket or a device")
-        descriptor = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
     except ImageError:
         raise
     except OSError as error:
         raise ImageError(name, REASONS.get(error.errno or 0, "unreadable"), str(error.strerror)) from error
     except ValueError as error:  # a NUL in the name
         raise ImageError(name, "impossible name", words(error)) from error
-    size = os.fstat(descriptor).st_size
-    if 0 < size <= MAX_BYTES:
-        return descriptor
-    os.close(descriptor)
-    fault = ("too large", f"{size} bytes, at most {MAX_BYTES} are read") if size else ("empty file", "0 bytes")
-    raise ImageError(name, *fault)
 
 
 class _Silence:

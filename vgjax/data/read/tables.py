@@ -80,10 +80,8 @@ def read_captions(path: str | os.PathLike[str]) -> dict[str, str]:
     """
     captions: dict[str, str] = {}
     for row in caption_rows(pathlib.Path(path))[0]:
-        item_id, caption = row["id"], row["caption"]
-        if captions.get(item_id, caption) != caption:
-            raise ConfigError(f"'{path}' holds a second caption of {item_id!r}: leave one of them")
-        captions[item_id] = caption
+        if captions.setdefault(row["id"], row["caption"]) != row["caption"]:
+            raise ConfigError(f"'{path}' holds a second caption of {row['id']!r}: leave one of them")
     return captions
 
 

@@ -10,7 +10,7 @@ import sys
 import textwrap
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 from absl import flags
@@ -32,7 +32,6 @@ CAPTION_WIDTH, CAPTION_LINES = 38, 6  # characters, lines
 TILE, GAP, LINE = 220, 12, 14  # pixels
 
 Facts = Sequence[Mapping[str, Any]]
-T = TypeVar("T")
 
 
 def inspect(config: Config, workdir: pathlib.Path, store: Store) -> list[str]:
@@ -128,7 +127,7 @@ def _outlined(row: dict[str, Any]) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def _spread(among: Sequence[T]) -> list[T]:
+def _spread(among: Sequence[Any]) -> list[Any]:
     """As many as a sheet holds, evenly spaced; all where there are fewer."""
     places = np.linspace(0, len(among) - 1, min(len(among), SHEET_COLUMNS * SHEET_ROWS)).astype(int)
     return [among[place] for place in places.tolist()]

@@ -44,6 +44,9 @@ class Picture(NamedTuple):
     label: str = ""
 
 
+Images = dict[Picture, Image.Image]
+
+
 class Outcome(NamedTuple):
     """How many captions were written, how many were done before, (id, reason) of each picture that got none."""
 
@@ -99,10 +102,10 @@ def run(
 
 
 def _caption(
-    pictures: Sequence[Picture], ask: Callable[[Sequence[Picture], list[Image.Image]], list[str]], attempts: int
+    pictures: Sequence[Picture], ask: Callable[[Images], list[str]], attempts: int
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Captions by id, and for those without one the reason; both in the order given."""
-    images: dict[Picture, Image.Image] = {}
+    images: Images = {}
     texts: dict[str, str] = {}
     reasons = {picture.id: "the model said nothing" for picture in pictures}
     for picture in pictures:
@@ -112,10 +115,10 @@ def _caption(
             reasons[picture.id] = f"cannot be read: {error}"
     # All at once first. Whoever fails is tried alone, so that one picture does not cost the others their captions.
     for attempt in range(attempts):
-        left = [picture for picture in images if picture.id not in texts]
-        for part in [left] if left and attempt == 0 else [[picture] for picture in left]:
+        left = {picture: image for picture, image in images.items() if picture.id not in texts}
+        for part in [left] if left and attempt == 0 else [{picture: image} for picture, image in left.items()]:
             try:
-                answers = ask(part, [images[picture] for picture in part])
+                answers = ask(part)
             except Exception as error:  # a model may raise anything; memory may be free next time
                 reasons |= {picture.id: f"{type(error).__name__}: {error}" for picture in part}
                 continue
@@ -123,24 +126,18 @@ def _caption(
     return {i: texts[i] for i in reasons if i in texts}, {i: why for i, why in reasons.items() if i not in texts}
 
 
-def _ask(
-    generate: Callable[..., Any],
-    prompt: str,
-    max_new_tokens: int,
-    pictures: Sequence[Picture],
-    images: list[Image.Image],
-) -> list[str]:
+def _ask(generate: Callable[..., Any], prompt: str, max_new_tokens: int, images: Images) -> list[str]:
     """The model's answers, each in one line; "" where it gave none."""
-    prompts = [prompt.replace(LABEL, picture.label or "unknown") for picture in pictures]
+    prompts = [prompt.replace(LABEL, picture.label or "unknown") for picture in images]
     options = {"max_new_tokens": max_new_tokens, "return_full_text": False, "batch_size": len(images)}
     if getattr(getattr(generate, "processor", None), "chat_template", None):
         chats = [
             [{"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": text}]}]
-            for image, text in zip(images, prompts, strict=True)
+            for image, text in zip(images.values(), prompts, strict=True)
         ]
         answers = generate(text=chats, **options)
     else:  # plain captioning models continue the prompt
-        answers = generate(images=images, text=prompts, **options)
+        answers = generate(images=list(images.values()), text=prompts, **options)
     if len(answers) != len(images):
         raise ValueError(f"the model gave {len(answers)} answers to {len(images)} pictures")
     # Of one input the pipeline returns either a result or a list of results.

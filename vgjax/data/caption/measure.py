@@ -21,6 +21,7 @@ from vgjax.data.caption.words import POLYP, POSITIONS, SHAPES, Vocabulary, artic
 from vgjax.data.entries import Thresholds
 
 ALWAYS_NAMED = ("position", "size")
+NAMED = 0.85  # share of captions that name another factor
 
 MEASURED_SIDE = 128  # pixels; finer detail changes no level and costs time
 MIN_AREA_FRACTION = 0.001  # less than this is specks, not a lesion
@@ -183,10 +184,10 @@ def levels_from_mask(
     return None if geometry is None else attribute_levels(geometry, thresholds, vocabulary)
 
 
-def choose_named(levels: Mapping[str, str], rng: np.random.Generator, probability: float = 0.85) -> tuple[str, ...]:
-    """The factors a caption names: `ALWAYS_NAMED`, and each other one with the given probability."""
+def choose_named(levels: Mapping[str, str], rng: np.random.Generator) -> tuple[str, ...]:
+    """The factors a caption names: `ALWAYS_NAMED`, and each other one with probability `NAMED`."""
     # One draw for every factor, so that what is named of one does not depend on which others exist.
-    return tuple(name for name in levels if bool(rng.random() < probability) or name in ALWAYS_NAMED)
+    return tuple(name for name in levels if rng.random() < NAMED or name in ALWAYS_NAMED)
 
 
 def describe(

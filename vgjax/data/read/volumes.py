@@ -106,8 +106,7 @@ def nifti_slice(stream: BinaryIO, head: bytes, name: str, max_pixels: int) -> np
     check_size(name, shape[across], shape[down], max_pixels)
     where = [slice(None)] * 3 + [0] * (len(shape) - 3)
     where[along] = slice(shape[along] // 2, shape[along] // 2 + 1)
-    proxy = nibabel.arrayproxy.ArrayProxy(stream, header)
-    values = np.asarray(proxy.reshape(shape)[tuple(where)] if len(proxy.shape) < 3 else proxy[tuple(where)])
+    values = np.asarray(nibabel.arrayproxy.ArrayProxy(stream, header).reshape(shape)[tuple(where)])
     check_finite(values, name)
     return nibabel.apply_orientation(values, orientation)[::-1, ::-1, 0].T
 

@@ -20,25 +20,12 @@ from vgjax.data.read.decode import to_png
 from vgjax.data.sources import phantom_reading, phantom_text
 from vgjax.types import SPLITS, Item
 
-_ROWS, _COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
-POSITIONS = tuple("centre" if (r, c) == ("middle", "centre") else f"{r} {c}" for r in _ROWS for c in _COLUMNS)
-
-FACTORS: dict[str, tuple[str, ...]] = {
-    "position": POSITIONS,
-    "size": ("small", "medium", "large"),
-    "shape": ("round", "oval", "lobed"),
-    "count": ("none", "one", "two"),
-    "colour": ("grey", "red", "green", "blue", "amber"),
-    "brightness": ("dark", "normal", "bright"),
-    "contrast": ("low", "moderate", "high"),
-    "texture": ("smooth", "grainy", "lined"),
-    "blur": ("sharp", "soft", "blurred"),
-}
-ANATOMY: tuple[str, ...] = ("position", "size", "shape", "count")
-MODALITY: tuple[str, ...] = ("colour", "brightness", "contrast", "texture", "blur")
+ANATOMY = ("position", "size", "shape", "count")
+MODALITY = ("colour", "brightness", "contrast", "texture", "blur")
+FACTORS = {name: tuple(phantom_text.WORDINGS[name]) for name in (*ANATOMY, *MODALITY)}  # levels, in their order
 
 # (anatomy factor, level), (modality factor, level): never together in training or validation; 10.7 % of all draws.
-HELD_OUT: tuple[tuple[tuple[str, str], tuple[str, str]], ...] = (
+HELD_OUT = (
     (("size", "large"), ("colour", "amber")),
     (("position", "upper left"), ("colour", "blue")),
     (("position", "lower right"), ("colour", "red")),
@@ -92,7 +79,7 @@ def sample_factors(rng: np.random.Generator, held_out: bool | None = None) -> di
 
 def choose_named(rng: np.random.Generator) -> tuple[str, ...]:
     """Each factor with probability `NAMED_PROBABILITY`, at least one of each channel."""
-    named = []
+    named: list[str] = []
     for channel in (ANATOMY, MODALITY):
         chosen = [name for name in channel if rng.random() < NAMED_PROBABILITY]
         named += chosen or [channel[int(rng.integers(len(channel)))]]
@@ -125,7 +112,7 @@ def render(
         if factors.get(name) not in levels:
             raise ValueError(f"factor {name!r} is {factors.get(name)!r}: choose among {list(levels)}")
     scale = size / REFERENCE_SIZE
-    rows, columns = _pixel_centres(size)
+    rows, columns = np.ogrid[0.5:size, 0.5:size]  # centres of the pixels
     coverage = _main_lesion(factors, rng, size)
     for y, x in _satellite_centres(coverage, SATELLITES[factors["count"]], rng, scale):
         radius = SATELLITE_RADIUS * scale * rng.uniform(0.96, 1.04)
@@ -200,20 +187,15 @@ class Phantom:
 SOURCE = Phantom()
 
 
-def _pixel_centres(size: int) -> tuple[np.ndarray, ...]:
-    """Row and column of each pixel's centre, (H, 1) and (1, W)."""
-    return np.ogrid[0.5:size, 0.5:size]
-
-
 def _main_lesion(factors: Mapping[str, str], rng: np.random.Generator, size: int) -> np.ndarray:
     """(H, W) coverage in [0, 1] of an outline r(theta), whose area follows the size factor alone."""
     scale = size / REFERENCE_SIZE
-    row, column = divmod(POSITIONS.index(factors["position"]), 3)
+    row, column = divmod(FACTORS["position"].index(factors["position"]), 3)
     centre_y, centre_x = (np.array([CELL_CENTRE[row], CELL_CENTRE[column]]) + rng.uniform(-0.5, 0.5, 2)) * scale
     radius = RADIUS[factors["size"]] * scale * rng.uniform(0.97, 1.03)
     turn, stretch = np.radians(rng.uniform(-6.0, 6.0)), rng.uniform(0.97, 1.03)
 
-    rows, columns = _pixel_centres(size)
+    rows, columns = np.ogrid[0.5:size, 0.5:size]
     dy, dx = rows - centre_y, columns - centre_x
     outline, derivative = _outline(factors["shape"], np.arctan2(dy, dx) - turn, stretch)
     distance = np.hypot(dy, dx)

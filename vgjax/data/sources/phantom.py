@@ -40,7 +40,7 @@ OVAL_ASPECT = 1.9  # of a horizontal ellipse
 LOBES, LOBE_AMPLITUDE = 3, 0.40  # around the outline, relative to its radius
 SATELLITES = {"none": 0, "one": 1, "two": 2}
 SATELLITE_RADIUS = 3.2
-SATELLITE_SITES = tuple((y, x) for y in (4.8, 27.2) for x in (4.8, 27.2))
+SATELLITE_SITES = np.array([(y, x) for y in (4.8, 27.2) for x in (4.8, 27.2)])
 
 GAIN = {  # red, green, blue; each averages 1, so that a cast does not change the brightness
     "grey": (1.0, 1.0, 1.0),
@@ -215,15 +215,13 @@ def _outline(shape: str, angle: np.ndarray, stretch: float) -> tuple[np.ndarray,
     return radius * (1.0 + amplitude * np.cos(angle)), -radius * amplitude * LOBES * np.sin(angle)
 
 
-def _satellite_centres(
-    coverage: np.ndarray, count: int, rng: np.random.Generator, scale: float
-) -> list[tuple[float, float]]:
-    """The `count` sites farthest from the main lesion (so that the picture follows from the factors), jittered."""
+def _satellite_centres(coverage: np.ndarray, count: int, rng: np.random.Generator, scale: float) -> np.ndarray:
+    """(count, 2): the sites farthest from the main lesion (so that the picture follows from the factors), jittered."""
     clearance = ndimage.distance_transform_edt(coverage < 0.5)
-    distance = np.array([clearance[int(y * scale), int(x * scale)] for y, x in SATELLITE_SITES])
+    distance = clearance[tuple((SATELLITE_SITES * scale).astype(int).T)]
     order = rng.permutation(len(SATELLITE_SITES))
     chosen = order[np.argsort(-distance[order], kind="stable")][:count]
-    return [tuple((np.array(SATELLITE_SITES[i]) + rng.uniform(-0.5, 0.5, 2)) * scale) for i in chosen]
+    return (SATELLITE_SITES[chosen] + rng.uniform(-0.5, 0.5, (count, 2))) * scale
 
 
 def _texture(level: str, rng: np.random.Generator, size: int) -> np.ndarray:

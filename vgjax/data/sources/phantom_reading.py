@@ -51,6 +51,7 @@ LEAST_DEPTH = 0.06
 
 _Y, _X = np.mgrid[:SIDE, :SIDE] + 0.5
 _CARRIER = np.exp(2j * np.pi * _Y / LINE_PERIOD)
+_blurred = functools.partial(ndimage.gaussian_filter, mode="nearest")
 
 
 class Surroundings(NamedTuple):
@@ -125,7 +126,7 @@ def _reference_image(image: np.ndarray) -> np.ndarray:
         raise ValueError(f"the image is {image.dtype}: give uint8, or float in [-1, 1]")
     height, width = rgb.shape[:2]
     if height % SIDE == 0 and width % SIDE == 0:
-        return rgb.reshape(SIDE, height // SIDE, SIDE, width // SIDE, 3).mean(axis=(1, 3))
+        return transform.downscale_local_mean(rgb, (height // SIDE, width // SIDE, 1))
     return transform.resize(rgb, (SIDE, SIDE), anti_aliasing=True)
 
 
@@ -135,7 +136,7 @@ def _surroundings(luminance: np.ndarray) -> Surroundings:
     Lines are demodulated in a window, so that they may waver.
     """
     clear = np.ones_like(luminance, dtype=bool)
-    plain, level = luminance, float(np.median(luminance))
+    level = float(np.median(luminance))
     for _ in range(2):
         demodulated = np.where(clear, luminance - level, 0.0) / _CARRIER
         amplitude = 2.0 * _blurred(demodulated, LINE_WINDOW) / (_blurred(clear.astype(float), LINE_WINDOW) + 0.01)
@@ -227,14 +228,3 @@ def _colour(rgb: np.ndarray) -> str | None:
 
 def _level(value: float, table: tuple[tuple[float, str | None], ...]) -> str | None:
     return next((name for least, name in reversed(table) if value >= least), None)
-
-
-def _blurred(field: np.ndarray, sigma: float) -> np.ndarray:
-    matrix = _blur_matrix(sigma)
-    return matrix @ field @ matrix.T
-
-
-@functools.lru_cache
-def _blur_matrix(sigma: float) -> np.ndarray:
-    """(SIDE, SIDE): a Gaussian along one axis, as a product; far quicker than a filter on an image this small."""
-    return ndimage.gaussian_filter1d(np.eye(SIDE), sigma, axis=0, mode="nearest")

@@ -25,11 +25,7 @@ Place = tuple[pathlib.Path, str]  # folder and stem of an image, which its masks
 
 
 def check(root: str) -> pathlib.Path:
-    """Validates the layout by names alone; a copy may lack one or two of the classes.
-
-    Raises:
-      ConfigError: the folder is missing, has another layout or is empty, or a link leads out of it.
-    """
+    """The root, with any of the classes; ConfigError where it is missing, has none, is empty or is linked outwards."""
     base = home(root, HOLDS)
     classes = [name for name in CLASSES if os.path.isdir(base / name)]
     if not classes:

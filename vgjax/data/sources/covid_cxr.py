@@ -31,11 +31,7 @@ Rows = list[dict[str, str]]
 
 
 def check(root: str) -> pathlib.Path:
-    """Validates the layout by names alone.
-
-    Raises:
-      ConfigError: the folder is missing, has another layout, or holds no picture.
-    """
+    """The root; ConfigError where it is missing, is laid out otherwise, holds no picture or is linked outwards."""
     base = home(root, HOLDS)
     if absent := [name for name in (TABLE, "images") if not os.path.exists(base / name)]:
         raise bad_root(f"folder '{root}' has no {' and no '.join(absent)}: {remedy(base, (TABLE,), HOLDS)}")

@@ -25,11 +25,7 @@ COLUMNS = ("image_id", "lesion_id", "dx")
 
 
 def check(root: str) -> pathlib.Path:
-    """Validates the layout by names alone.
-
-    Raises:
-      ConfigError: the folder is missing, or holds no table, no image or no mask.
-    """
+    """The root; ConfigError where it is missing, or holds no table, no image or no mask."""
     base = home(root, "the folder that holds HAM10000_metadata.csv")
     _tables(base)
     kinds = {_kind_and_id(path)[0] for path in find(base, SUFFIXES)}

@@ -24,12 +24,7 @@ LISTS = {"train": "train.txt", "test": "val.txt"}
 
 
 def check(root: str) -> pathlib.Path:
-    """Validates the layout by names alone.
-
-    Raises:
-      ConfigError: the folder is missing, has another layout or is empty, a link leads out of it, or one of the lists is
-        missing.
-    """
+    """The root; ConfigError where it is missing, laid out otherwise, empty or linked outwards, or lacks one list."""
     base = home(root, HOLDS)
     if absent := [name for name in FOLDERS if not os.path.isdir(base / name)]:
         advice = remedy(base, FOLDERS[:1], HOLDS)

@@ -94,11 +94,7 @@ class Image(NamedTuple):
 
 
 def check(root: str) -> pathlib.Path:
-    """Validates the layout by names alone.
-
-    Raises:
-      ConfigError: the folder is missing or has another layout.
-    """
+    """The root; ConfigError where it is missing, is laid out otherwise or is linked outwards."""
     base = home(root, HOLDS)
     absent = [] if os.path.isdir(base / "files") else ["folder files/"]
     absent += [f"mimic-cxr-*-{kind}.csv" for kind in ("split", "metadata") if not _table(base, kind)]

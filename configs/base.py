@@ -3,6 +3,8 @@
 The keys, their defaults and what they mean stand in `vgjax/config.py`; `python -m vgjax.main --help` prints them.
 """
 
+from collections.abc import Callable
+
 from ml_collections import ConfigDict
 
 from vgjax.config import defaults
@@ -47,9 +49,8 @@ def reference(c: ConfigDict) -> ConfigDict:
     c.prior.train.keep = "best"
     c.disentangler.update(hidden=512, alignment="cosine", weight_reconstruction=0.5, word_dropout=0.0)
     c.disentangler.train.update(optimizer="adamw", learning_rate=1e-3)
-    c.denoiser.update(condition="published", hffm_hidden=256, components=0, refine=0)
+    c.denoiser.update(condition="published", condition_noise=0.0, hffm_hidden=256, components=0, refine=0)
     c.denoiser.dropout.update(anatomy=0.0, modality=0.0)
-    c.denoiser.condition_noise = 0.0
     c.denoiser.train.update(optimizer="adamw", learning_rate=1e-3, weight_decay=0.01, ema_decay=0.0)
     c.diffusion.objective = "epsilon"
     c.sample.update(solver="dpmpp_2m", steps=50)
@@ -69,9 +70,9 @@ def class_label(c: ConfigDict) -> ConfigDict:
 VARIANTS = {"smoke": smoke, "reference": reference, "class_label": class_label}
 
 
-def with_variants(c: ConfigDict, names: str, own: dict | None = None) -> ConfigDict:
-    """Applies `a+b` after the colon of `--config=configs/x.py:a+b`, left to right."""
-    variants = {**VARIANTS, **(own or {})}
+def with_variants(c: ConfigDict, names: str, **own: Callable[[ConfigDict], ConfigDict]) -> ConfigDict:
+    """Applies `a+b` after the colon of `--config=configs/x.py:a+b`, left to right; `own` are x's further variants."""
+    variants = VARIANTS | own
     for name in filter(None, names.split("+")):
         if name not in variants:
             raise ValueError(

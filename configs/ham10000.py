@@ -37,4 +37,4 @@ def published():
 
 def get_config(variants: str = ""):
     without_weights = {"small", "smoke"}.intersection(variants.split("+"))
-    return base.with_variants(small() if without_weights else published(), variants, {"small": lambda c: c})
+    return base.with_variants(small() if without_weights else published(), variants, small=lambda c: c)

@@ -9,8 +9,7 @@ from configs import base
 def cpu(c):
     """Sized for two CPU cores: 64x64 pictures, at most 40 minutes."""
     c.data.image_size = 64
-    c.prior.widths = (16, 32, 64)
-    c.prior.flip = True
+    c.prior.update(widths=(16, 32, 64), flip=True)
     c.prior.train.update(steps=900, batch_size=8, optimizer="muon", learning_rate=4e-3, checkpoint_every_steps=150)
     # Some five hundred captions: the heads are soon past their best.
     c.disentangler.word_dropout = 0.3
@@ -25,4 +24,4 @@ def get_config(variants: str = ""):
     c = base.for_dataset("kvasir_seg")
     c.data.validation_fraction = 0.15  # enough pictures to tell which directions text predicts
     c.evaluate.update(metrics=("control", "gain", "swap", "prior"), prompts=160)
-    return base.with_variants(c, variants, {"cpu": cpu})
+    return base.with_variants(c, variants, cpu=cpu)

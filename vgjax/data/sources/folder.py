@@ -95,8 +95,11 @@ def index(root: str) -> Index:
         used.update(found)
         if refusal := fault(base, image) or ("image without row" if tables and image not in rows else ""):
             reason, detail = refusal, ""
-        split = "" if reason else _split(place.section, row)
-        name = image.relative_to(base).as_posix()
+        if not reason and place.section and row.split not in ("", place.section):
+            raise ConfigError(
+                f"{row.where} says split '{row.split}' of a picture in folder '{place.section}': correct one of them"
+            )
+        name, split = image.relative_to(base).as_posix(), row.split or place.section
         listing.add(Entry(name, image, found, row.text, row.label, row.group, split), reason, detail)
     for path in sorted(masks - used):
         listing.skip(path, "mask without image", picture=False)
@@ -139,11 +142,7 @@ def _named(listing: Listing, tables: Iterable[pathlib.Path], images: set[pathlib
 
 
 def _rows(listing: Listing, table: pathlib.Path) -> Iterator[Row]:
-    """The rows of a table.
-
-    Raises:
-      ConfigError: the table is unreadable or lacks a column, or a split is none.
-    """
+    """The rows of a table; ConfigError where it is unreadable or lacks a column, or a split is none."""
     home = table.parent
     above = home.parent if home.name == IMAGES and home != listing.base else home
     for where, cells, masks in (_csv if table.suffix == ".csv" else _json_lines)(listing, table):
@@ -235,15 +234,6 @@ def _of_same_name(base: pathlib.Path, place: Place, by_name: Mapping[tuple[str, 
     if reason := next(filter(None, (fault(base, path) for path in found)), ""):
         return (), reason, "its mask"
     return found, "no mask" if not found and any(section == place.section for section, _ in by_name) else "", ""
-
-
-def _split(section: str, row: Row) -> str:
-    """The split that the row says, else that of the folder."""
-    if section and row.split not in ("", section):
-        raise ConfigError(
-            f"{row.where} says split '{row.split}' of a picture in folder '{section}': correct one of them"
-        )
-    return row.split or section
 
 
 def _place(base: pathlib.Path, path: pathlib.Path) -> Place:

@@ -74,11 +74,7 @@ SOURCE = FileSource(check, index, SKIN)
 
 
 def _read(listing: Listing, table: pathlib.Path) -> dict[str, tuple[str, str] | None]:
-    """Lesion and class by image id, None where rows contradict one another; all but the first of an id are skipped.
-
-    Raises:
-      ConfigError: the table is unreadable or empty, or lacks a column.
-    """
+    """Lesion and class by image id, None where rows contradict one another; all but the first of an id are skipped."""
     lines = _lines(read_text(table))
     header = [cell.strip().lower() for cell in lines[0]] if lines else []
     if absent := [name for name in COLUMNS if name not in header]:

@@ -198,11 +198,7 @@ def lungs_of(row: Mapping[str, str]) -> tuple[RunLengths, ...]:
 
 
 def _chexmask(base: pathlib.Path) -> list[pathlib.Path]:
-    """Tables of CheXmask for these images, in their own resolution.
-
-    Raises:
-      ConfigError: there is a folder for them, but none in it.
-    """
+    """CheXmask's tables for these images, in their own resolution; ConfigError where a folder for them has none."""
     _, folders, names = next(os.walk(base), ("", [], []))
     homes = [base / name for name in sorted(folders) if name.lower() == "chexmask"]
     inner = [path for folder in homes for path in find(folder, (".csv", ".gz"))]

@@ -152,11 +152,7 @@ class Phantom:
         """Nothing: no folder is read."""
 
     def plan(self, config: Config, folder: pathlib.Path) -> Plan:
-        """Draws all splits; nothing is left in `folder`.
-
-        Raises:
-          ConfigError: the pictures are too small to draw.
-        """
+        """Draws all splits, leaving nothing in `folder`; ConfigError where pictures are too small to draw."""
         c = config.data
         if c.image_size < REFERENCE_SIZE:
             raise ConfigError(

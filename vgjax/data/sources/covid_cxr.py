@@ -56,11 +56,11 @@ def index(root: str) -> Index:
     # Patient ids that share a picture, directly or through others, are one person.
     groups = merged(_values(told, "patientid") for told in rows.values())
     for image in images:
-        told, masks = rows.get(image, []), _masks(base, image)
-        name = image.relative_to(base / "images").as_posix()
+        name = image.relative_to(base / "images")
+        told, masks = rows.get(image, []), _masks(base, name)
         text = " ".join(dict.fromkeys(_values(told, "clinical_notes")))
         label, patient = (next(iter(_values(told, column)), "") for column in ("finding", "patientid"))
-        entry = Entry(name, image, masks, text, label, groups.get(patient, ""))
+        entry = Entry(name.as_posix(), image, masks, text, label, groups.get(patient, ""))
         listing.add(entry, *_refusal(base, image, told, masks))
     return listing.index(root)
 
@@ -70,8 +70,7 @@ SOURCE = FileSource(check, index, LUNGS)
 
 def _values(told: Rows, column: str) -> list[str]:
     """What the rows of a picture say in a column, of several findings the first."""
-    cells = (row[column].split(",")[0] if column == "finding" else row[column] for row in told)
-    texts = [tidy(cell) for cell in cells]
+    texts = [tidy(row[column].split(",")[0] if column == "finding" else row[column]) for row in told]
     return [text for text in texts if text and (column == "patientid" or text.lower() != "todo")]
 
 
@@ -111,9 +110,8 @@ def _refusal(base: pathlib.Path, image: pathlib.Path, told: Rows, masks: Sequenc
     return ("", "") if inside(base, masks[0]) else ("outside the root", "its mask")
 
 
-def _masks(base: pathlib.Path, image: pathlib.Path) -> tuple[pathlib.Path, ...]:
+def _masks(base: pathlib.Path, name: pathlib.Path) -> tuple[pathlib.Path, ...]:
     """The lung mask of a picture, if it has one."""
-    name = image.relative_to(base / "images")
     drawn = base / "semantic_masks_v7labs_lungs" / name
     predicted = base / "annotations" / "lungVAE-masks" / name.with_name(f"{name.stem}_mask.png")
     return tuple(filter(os.path.lexists, (drawn, predicted)))[:1]

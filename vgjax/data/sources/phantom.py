@@ -22,7 +22,7 @@ from vgjax.types import SPLITS, Item
 
 ANATOMY = ("position", "size", "shape", "count")
 MODALITY = ("colour", "brightness", "contrast", "texture", "blur")
-FACTORS = {name: tuple(phantom_text.WORDINGS[name]) for name in (*ANATOMY, *MODALITY)}  # levels, in their order
+FACTORS = {name: tuple(phantom_text.WORDINGS[name]) for name in (*ANATOMY, *MODALITY)}  # levels; a seed draws by order
 
 # (anatomy factor, level), (modality factor, level): never together in training or validation; 10.7 % of all draws.
 HELD_OUT = (

@@ -10,7 +10,7 @@ import numpy as np
 
 from vgjax.data.caption.words import article
 
-# Adjectives before "lesion" (size, shape), then phrases behind it (position, count). A seed draws by the order of levels.
+# Adjectives before "lesion" (size, shape), then phrases behind it (position, count). Seeds draw by the order of levels.
 ANATOMY_WORDINGS: dict[str, dict[str, tuple[str, ...]]] = {
     "size": {
         "small": ("small", "tiny", "little"),

@@ -3,6 +3,8 @@
 The keys, their defaults and what they mean stand in `vgjax/config.py`; `python -m vgjax.main --help` prints them.
 """
 
+from collections.abc import Callable
+
 from ml_collections import ConfigDict
 
 from vgjax.config import defaults
@@ -12,54 +14,47 @@ def get_config() -> ConfigDict:
     return defaults()
 
 
+def for_dataset(source: str) -> ConfigDict:
+    """The default recipe, on a dataset that gives it its name."""
+    c = get_config()
+    c.name = c.data.source = source
+    return c
+
+
 def smoke(c: ConfigDict) -> ConfigDict:
     """The whole pipeline, tiny: minutes become seconds, figures mean nothing."""
-    c.data.update(dict(train_items=64, validation_items=32, test_items=32))
-    c.prior.update(dict(widths=(8, 8), modality_widths=(8, 8), segmentor_width=8, decoder_widths=(8, 8, 8)))
+    c.data.update(train_items=64, validation_items=32, test_items=32)
+    c.prior.update(widths=(8, 8), modality_widths=(8, 8), segmentor_width=8, decoder_widths=(8, 8, 8))
     c.prior.grid = min(c.prior.grid, 4)
-    c.prior.train.update(dict(steps=6, batch_size=8))
-    c.disentangler.update(dict(hidden=32))
-    c.disentangler.train.update(dict(steps=8, batch_size=16))
-    c.denoiser.update(dict(width=32, depth=2, heads=2, token_width=32, hffm_hidden=32, components=8))
-    c.denoiser.train.update(dict(steps=6, batch_size=8))
+    c.prior.train.update(steps=6, batch_size=8)
+    c.disentangler.hidden = 32
+    c.disentangler.train.update(steps=8, batch_size=16)
+    c.denoiser.update(width=32, depth=2, heads=2, token_width=32, hffm_hidden=32, components=8)
+    c.denoiser.train.update(steps=6, batch_size=8)
     for stage in (c.prior, c.disentangler, c.denoiser):
-        stage.train.update(dict(warmup_steps=2, checkpoint_every_steps=3, log_every_steps=2))
-    c.sample.update(dict(steps=4, batch_size=16, count=2))
-    c.evaluate.update(dict(prompts=16, resamples=100))
+        stage.train.update(warmup_steps=2, checkpoint_every_steps=3, log_every_steps=2)
+    c.sample.update(steps=4, batch_size=16, count=2)
+    c.evaluate.update(prompts=16, resamples=100)
     return c
 
 
 def reference(c: ConfigDict) -> ConfigDict:
     """The published computation at this config's sizes."""
     c.data.intensity = "per_image"
-    c.prior.update(
-        dict(
-            variant="reference",
-            modality_widths=(16, 32, 64, 128),
-            segmentor_width=64,
-            decoder_widths=(128, 64, 32),
-            modality_factors=8,
-            grid=1,
-            standardise=False,
-            weight_kl=0.01,
-            weight_dice=10.0,
-            weight_regression=1.0,
-            weight_appearance=0.0,
-            weight_consistency=0.0,
-            flip=False,
-        )
-    )
-    c.prior.train.update(dict(optimizer="adamw", learning_rate=2e-3, adam_b1=0.5, schedule="plateau", warmup_steps=0))
+    c.prior.update(variant="reference", modality_widths=(16, 32, 64, 128), segmentor_width=64)
+    c.prior.update(decoder_widths=(128, 64, 32), modality_factors=8, grid=1, standardise=False, flip=False)
+    c.prior.update(weight_kl=0.01, weight_dice=10.0, weight_regression=1.0)
+    c.prior.update(weight_appearance=0.0, weight_consistency=0.0)
+    c.prior.train.update(optimizer="adamw", learning_rate=2e-3, adam_b1=0.5, schedule="plateau", warmup_steps=0)
     c.prior.train.keep = "best"
-    c.disentangler.update(dict(hidden=512, alignment="cosine", weight_reconstruction=0.5, word_dropout=0.0))
-    c.disentangler.train.update(dict(optimizer="adamw", learning_rate=1e-3))
-    c.denoiser.update(dict(condition="published", hffm_hidden=256, components=0, refine=0))
-    c.denoiser.dropout.update(dict(anatomy=0.0, modality=0.0))
-    c.denoiser.condition_noise = 0.0
-    c.denoiser.train.update(dict(optimizer="adamw", learning_rate=1e-3, weight_decay=0.01, ema_decay=0.0))
+    c.disentangler.update(hidden=512, alignment="cosine", weight_reconstruction=0.5, word_dropout=0.0)
+    c.disentangler.train.update(optimizer="adamw", learning_rate=1e-3)
+    c.denoiser.update(condition="published", condition_noise=0.0, hffm_hidden=256, components=0, refine=0)
+    c.denoiser.dropout.update(anatomy=0.0, modality=0.0)
+    c.denoiser.train.update(optimizer="adamw", learning_rate=1e-3, weight_decay=0.01, ema_decay=0.0)
     c.diffusion.objective = "epsilon"
-    c.sample.update(dict(solver="dpmpp_2m", steps=50))
-    c.sample.guidance.update(dict(anatomy=4.5, modality=4.5))
+    c.sample.update(solver="dpmpp_2m", steps=50)
+    c.sample.guidance.update(anatomy=4.5, modality=4.5)
     return c
 
 
@@ -75,9 +70,9 @@ def class_label(c: ConfigDict) -> ConfigDict:
 VARIANTS = {"smoke": smoke, "reference": reference, "class_label": class_label}
 
 
-def with_variants(c: ConfigDict, names: str, own: dict | None = None) -> ConfigDict:
-    """Applies `a+b` after the colon of `--config=configs/x.py:a+b`, left to right."""
-    variants = {**VARIANTS, **(own or {})}
+def with_variants(c: ConfigDict, names: str, **own: Callable[[ConfigDict], ConfigDict]) -> ConfigDict:
+    """Applies `a+b` after the colon of `--config=configs/x.py:a+b`, left to right; `own` are x's further variants."""
+    variants = VARIANTS | own
     for name in filter(None, names.split("+")):
         if name not in variants:
             raise ValueError(

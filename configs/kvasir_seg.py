@@ -9,24 +9,19 @@ from configs import base
 def cpu(c):
     """Sized for two CPU cores: 64x64 pictures, at most 40 minutes."""
     c.data.image_size = 64
-    c.prior.widths = (16, 32, 64)
-    c.prior.flip = True
-    c.prior.train.update(
-        dict(steps=900, batch_size=8, optimizer="muon", learning_rate=4e-3, checkpoint_every_steps=150)
-    )
+    c.prior.update(widths=(16, 32, 64), flip=True)
+    c.prior.train.update(steps=900, batch_size=8, optimizer="muon", learning_rate=4e-3, checkpoint_every_steps=150)
     # Some five hundred captions: the heads are soon past their best.
     c.disentangler.word_dropout = 0.3
-    c.disentangler.train.update(dict(steps=60, batch_size=128, warmup_steps=10, checkpoint_every_steps=10))
+    c.disentangler.train.update(steps=60, batch_size=128, warmup_steps=10, checkpoint_every_steps=10)
     c.denoiser.refine = 0  # at this size it would cost as much as the transformer
-    c.denoiser.train.update(dict(steps=1200, batch_size=16, checkpoint_every_steps=400))
+    c.denoiser.train.update(steps=1200, batch_size=16, checkpoint_every_steps=400)
     c.evaluate.draws = 3
     return c
 
 
 def get_config(variants: str = ""):
-    c = base.get_config()
-    c.name = "kvasir_seg"
-    c.data.source = "kvasir_seg"
+    c = base.for_dataset("kvasir_seg")
     c.data.validation_fraction = 0.15  # enough pictures to tell which directions text predicts
-    c.evaluate.update(dict(metrics=("control", "gain", "swap", "prior"), prompts=160))
-    return base.with_variants(c, variants, {"cpu": cpu})
+    c.evaluate.update(metrics=("control", "gain", "swap", "prior"), prompts=160)
+    return base.with_variants(c, variants, cpu=cpu)

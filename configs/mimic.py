@@ -7,7 +7,4 @@ from configs import base
 
 
 def get_config(variants: str = ""):
-    c = base.get_config()
-    c.name = "mimic"
-    c.data.source = "mimic"
-    return base.with_variants(c, variants)
+    return base.with_variants(base.for_dataset("mimic"), variants)

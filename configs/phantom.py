@@ -7,6 +7,4 @@ from configs import base
 
 
 def get_config(variants: str = ""):
-    c = base.get_config()
-    c.name = "phantom"
-    return base.with_variants(c, variants)
+    return base.with_variants(base.for_dataset("phantom"), variants)

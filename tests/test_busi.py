@@ -2,6 +2,7 @@
 
 import functools
 import os
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -144,6 +145,12 @@ def test_a_copy_may_lack_a_class(root):
         path.unlink()
     (root / "normal").rmdir()
     assert {entry.label for entry in read(root).entries} == {"benign", "malignant"}
+
+
+def test_a_class_folder_that_links_to_itself_is_lacking(root):
+    shutil.rmtree(root / "normal")
+    (root / "normal").symlink_to("normal")
+    assert ids(read(root)) == {name for name in ALL if not name.startswith("normal")}
 
 
 def test_links_never_lead_out_of_the_root(root):

@@ -8,6 +8,8 @@ same. The dataset has no text, no patients and no official split; many frames ar
 grouped before splitting.
 """
 
+import collections
+import itertools
 import os
 import pathlib
 import re
@@ -25,11 +27,7 @@ Place = tuple[pathlib.Path, str]  # folder and stem of an image, which its masks
 
 
 def check(root: str) -> pathlib.Path:
-    """Validates the layout by names alone; a copy may lack one or two of the classes.
-
-    Raises:
-      ConfigError: the folder is missing, has another layout or is empty, or a link leads out of it.
-    """
+    """The root, with any of the classes; ConfigError where it is missing, has none, is empty or is linked outwards."""
     base = home(root, HOLDS)
     classes = [name for name in CLASSES if os.path.isdir(base / name)]
     if not classes:
@@ -50,11 +48,26 @@ def index(root: str) -> Index:
     """
     base = check(root)
     listing = Listing(base)
-    images, masks = _files(listing)
+    homes = {name: os.path.realpath(base / name) for name in CLASSES}  # may be links to others inside the root
+    images: dict[Place, tuple[pathlib.Path, str]] = {}  # with their class
+    masks = collections.defaultdict[Place, list[pathlib.Path | None]](list)  # None: unusable
+    for path in find(base, SUFFIXES):
+        label = next((name for name in CLASSES if path.is_relative_to(homes[name])), "")
+        mask = MASK.fullmatch(path.stem)
+        listing.present += mask is None
+        reason = fault(base, path) if label else "not in a class folder"
+        if mask and label:
+            masks[path.parent, mask["image"]].append(None if reason else path)
+        elif not reason and (path.parent, path.stem) in images:
+            reason = "same id twice"
+        elif not reason:
+            images[path.parent, path.stem] = path, label
+        if reason:
+            listing.skip(path, reason, picture=mask is None)
     used: set[str] = set()
     for (folder, name), (image, label) in images.items():
         mine = masks.pop((folder, name), [])
-        found = tuple(mask for mask in mine if mask)
+        found = tuple(filter(None, mine))
         reason = ""
         if name in used:
             reason = "same id twice"
@@ -65,31 +78,9 @@ def index(root: str) -> Index:
         else:
             used.add(name)
         listing.add(Entry(name, image, found, label=label), reason)
-    for mask in (mask for lonely in masks.values() for mask in lonely if mask):
-        listing.skip(mask, "mask without image", picture=False)
+    for lonely in filter(None, itertools.chain.from_iterable(masks.values())):
+        listing.skip(lonely, "mask without image", picture=False)
     return listing.index(root)
 
 
 SOURCE = FileSource(check, index, BREAST)
-
-
-def _files(listing: Listing) -> tuple[dict[Place, tuple[pathlib.Path, str]], dict[Place, list[pathlib.Path | None]]]:
-    """Images with their class, and masks, None for an unusable one."""
-    # A folder may be a link to another inside the root.
-    homes = {name: (listing.base / name).resolve() for name in CLASSES}
-    images: dict[Place, tuple[pathlib.Path, str]] = {}
-    masks: dict[Place, list[pathlib.Path | None]] = {}
-    for path in find(listing.base, SUFFIXES):
-        label = next((name for name in CLASSES if path.is_relative_to(homes[name])), "")
-        mask = MASK.fullmatch(path.stem)
-        listing.present += mask is None
-        reason = fault(listing.base, path) if label else "not in a class folder"
-        if mask and label:
-            masks.setdefault((path.parent, mask["image"]), []).append(None if reason else path)
-        elif not reason and (path.parent, path.stem) in images:
-            reason = "same id twice"
-        elif not reason:
-            images[path.parent, path.stem] = (path, label)
-        if reason:
-            listing.skip(path, reason, picture=mask is None)
-    return images, masks

@@ -13,6 +13,7 @@ patient ids that share one form one group, since these ids are one person.
 
 import os
 import pathlib
+from collections.abc import Sequence
 
 from vgjax.data.caption.words import LUNGS
 from vgjax.data.entries import Entry, Index, Listing, bad_root, check_links, fault, find, home, inside, remedy
@@ -31,11 +32,7 @@ Rows = list[dict[str, str]]
 
 
 def check(root: str) -> pathlib.Path:
-    """Validates the layout by names alone.
-
-    Raises:
-      ConfigError: the folder is missing, has another layout, or holds no picture.
-    """
+    """The root; ConfigError where it is missing, is laid out otherwise, holds no picture or is linked outwards."""
     base = home(root, HOLDS)
     if absent := [name for name in (TABLE, "images") if not os.path.exists(base / name)]:
         raise bad_root(f"folder '{root}' has no {' and no '.join(absent)}: {remedy(base, (TABLE,), HOLDS)}")
@@ -59,20 +56,12 @@ def index(root: str) -> Index:
     # Patient ids that share a picture, directly or through others, are one person.
     groups = merged(_values(told, "patientid") for told in rows.values())
     for image in images:
-        told, mask = rows.get(image, []), _mask(base, image)
-        reason, detail = (broken, "") if (broken := fault(base, image)) else _refusal(told)
-        if reason:
-            listing.skip(image, reason, detail)
-        elif mask is None:
-            listing.skip(image, "no lung mask")
-        elif not inside(base, mask):
-            listing.skip(image, "outside the root", "its mask")
-        else:
-            name = image.relative_to(base / "images").as_posix()
-            text = " ".join(dict.fromkeys(_values(told, "clinical_notes")))
-            label = next(iter(_values(told, "finding")), "")
-            patient = next(iter(_values(told, "patientid")), "")
-            listing.add(Entry(name, image, (mask,), text, label, groups.get(patient, "")))
+        name = image.relative_to(base / "images")
+        told, masks = rows.get(image, []), _masks(base, name)
+        text = " ".join(dict.fromkeys(_values(told, "clinical_notes")))
+        label, patient = (next(iter(_values(told, column)), "") for column in ("finding", "patientid"))
+        entry = Entry(name.as_posix(), image, masks, text, label, groups.get(patient, ""))
+        listing.add(entry, *_refusal(base, image, told, masks))
     return listing.index(root)
 
 
@@ -81,8 +70,7 @@ SOURCE = FileSource(check, index, LUNGS)
 
 def _values(told: Rows, column: str) -> list[str]:
     """What the rows of a picture say in a column, of several findings the first."""
-    cells = (row[column].split(",")[0] if column == "finding" else row[column] for row in told)
-    texts = [tidy(cell) for cell in cells]
+    texts = [tidy(row[column].split(",")[0] if column == "finding" else row[column]) for row in told]
     return [text for text in texts if text and (column == "patientid" or text.lower() != "todo")]
 
 
@@ -106,8 +94,10 @@ def _rows(listing: Listing, images: set[pathlib.Path]) -> dict[pathlib.Path, Row
     return rows
 
 
-def _refusal(told: Rows) -> tuple[str, str]:
-    """Reason and detail for not using the picture of these rows; "" where there is none."""
+def _refusal(base: pathlib.Path, image: pathlib.Path, told: Rows, masks: Sequence[pathlib.Path]) -> tuple[str, str]:
+    """Reason and detail for not using a picture with these rows and masks; "" where there is none."""
+    if broken := fault(base, image):
+        return broken, ""
     if not told:
         return "image without row", ""
     modality, view = tidy(told[0]["modality"]), tidy(told[0]["view"])
@@ -115,12 +105,13 @@ def _refusal(told: Rows) -> tuple[str, str]:
         return "not a radiograph", modality[:40] or "modality unknown"
     if view.upper().split(" ")[0] not in FRONTAL:
         return "not a frontal view", view[:40] or "view unknown"
-    return "", ""
+    if not masks:
+        return "no lung mask", ""
+    return ("", "") if inside(base, masks[0]) else ("outside the root", "its mask")
 
 
-def _mask(base: pathlib.Path, image: pathlib.Path) -> pathlib.Path | None:
-    """The lung mask of a picture; None where it has none."""
-    name = image.relative_to(base / "images")
+def _masks(base: pathlib.Path, name: pathlib.Path) -> tuple[pathlib.Path, ...]:
+    """The lung mask of a picture, if it has one."""
     drawn = base / "semantic_masks_v7labs_lungs" / name
     predicted = base / "annotations" / "lungVAE-masks" / name.with_name(f"{name.stem}_mask.png")
-    return next((path for path in (drawn, predicted) if os.path.lexists(path)), None)
+    return tuple(filter(os.path.lexists, (drawn, predicted)))[:1]

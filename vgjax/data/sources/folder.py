@@ -34,36 +34,34 @@ KEYS = (*REQUIRED, "label", "group", "split")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif", ".dcm", ".dicom", ".nii", ".nii.gz")
 
 Files = tuple[pathlib.Path, ...]
-Place = tuple[str, str]  # split folder ("" for the root itself) and path there
+Found = tuple[Files, str, str]  # masks, or reason and detail
+Cells = tuple[str, Mapping[str, str], tuple[str, ...] | None]  # where they stand, by column, masks
+
+
+class Place(NamedTuple):
+    """Where a picture or mask lies; the two have section and name in common."""
+
+    section: str  # split folder, "" for the root itself
+    folder: str  # images or masks in it, "" for neither
+    name: str  # path there, less suffix
 
 
 class Row(NamedTuple):
-    """One row of a table; what it names is not looked up yet.
+    """One row of a table; what it names is not looked up yet."""
 
-    Attributes:
-      home: the table's folder.
-      above: the folder that holds images/ and masks/: that of the table, or the one above where it lies in images/.
-      where: table and row, for messages.
-      masks: None where the table has no such column.
-    """
-
-    home: pathlib.Path
-    above: pathlib.Path
-    where: str
-    file_name: str
-    text: str
-    masks: tuple[str, ...] | None
-    label: str
-    group: str
-    split: str
+    home: pathlib.Path  # the table's folder
+    above: pathlib.Path  # holds images/ and masks/: the table's folder, or the one above where that is images/
+    where: str = ""  # table and row, for messages
+    file_name: str = ""
+    text: str = ""
+    masks: tuple[str, ...] | None = None  # None where the table has no such column
+    label: str = ""
+    group: str = ""
+    split: str = ""
 
 
 def check(root: str) -> pathlib.Path:
-    """Validates the layout by names alone.
-
-    Raises:
-      ConfigError: the folder is missing or holds no picture, or a table lies where none is expected.
-    """
+    """The root; ConfigError where it is missing, holds no picture or has a table where none is expected."""
     base = home(root, HOLDS)
     if not find(base, SUFFIXES):
         raise bad_root(f"'{root}' holds no picture: name the folder that holds them")
@@ -79,31 +77,30 @@ def index(root: str) -> Index:
         be used.
     """
     base = check(root)
-    listing, tables = Listing(base), _tables(base)
-    files = find(base, SUFFIXES)
-    in_masks = [path for path in files if _place(base, path)[1].startswith(f"{MASKS}/")]
-    rows = _named(listing, tables, set(files).difference(in_masks))
-    # A mask may lie anywhere, but what has a row of its own is a picture.
-    drawn = {path: _masks(base, row, set(files) - rows.keys()) for path, row in rows.items() if row.masks is not None}
-    masks = set(in_masks).union(*(found for found, _, _ in drawn.values()))
-    by_name = collections.defaultdict[Place, Files](tuple)
-    for path in sorted(masks.intersection(in_masks)):
-        section, name = _place(base, path)
-        by_name[section, _stem(name)] += (path,)
+    listing, tables, files = Listing(base), _tables(base), find(base, SUFFIXES)
+    places = {path: _place(base, path) for path in files}
+    masks = {path for path, place in places.items() if place.folder == MASKS}
+    by_name = collections.defaultdict[tuple[str, str], Files](tuple)
+    for path in sorted(masks):
+        by_name[places[path].section, places[path].name] += (path,)
+    rows = _named(listing, tables, set(files) - masks)
+    others = set(files) - rows.keys()  # a mask may lie anywhere, but what has a row of its own is a picture
+    drawn = {path: _masks(base, row, others) for path, row in rows.items() if row.masks is not None}
+    masks.update(*(found for found, _, _ in drawn.values()))
     used: set[pathlib.Path] = set()
     for image in (path for path in files if path not in masks):
         listing.present += 1
-        row = rows.get(image)
-        found, reason, detail = drawn[image] if image in drawn else _of_same_name(base, image, by_name)
+        row, place = rows.get(image, Row(base, base)), places[image]
+        found, reason, detail = drawn.get(image) or _of_same_name(base, place, by_name)
         used.update(found)
-        if tables and not row:
-            reason, detail = "image without row", ""
-        if broken := fault(base, image):
-            listing.skip(image, broken)
-            continue
-        split = "" if reason else _split(base, image, row)
-        text, label, group = (row.text, row.label, row.group) if row else ("", "", "")
-        listing.add(Entry(image.relative_to(base).as_posix(), image, found, text, label, group, split), reason, detail)
+        if refusal := fault(base, image) or ("image without row" if tables and image not in rows else ""):
+            reason, detail = refusal, ""
+        if not reason and place.section and row.split not in ("", place.section):
+            raise ConfigError(
+                f"{row.where} says split '{row.split}' of a picture in folder '{place.section}': correct one of them"
+            )
+        name, split = image.relative_to(base).as_posix(), row.split or place.section
+        listing.add(Entry(name, image, found, row.text, row.label, row.group, split), reason, detail)
     for path in sorted(masks - used):
         listing.skip(path, "mask without image", picture=False)
     return listing.index(root)
@@ -114,10 +111,9 @@ SOURCE = FileSource(check, index, ANY)
 
 def _tables(base: pathlib.Path) -> list[pathlib.Path]:
     """The tables of the root and of its split folders, or of images/ in them."""
-    _, folders, _ = next(os.walk(base), ("", [], []))
+    inner = (path for path in base.iterdir() if path.is_dir() and not path.is_symlink() and path.name != IMAGES)
     tables = []
-    inner = (base / name for name in sorted(folders) if name != IMAGES and not os.path.islink(base / name))
-    for folder in (base, *inner):
+    for folder in (base, *sorted(inner)):
         places = [folder / within / name for within in ("", IMAGES) for name in TABLES]
         found = [place for place in places if os.path.lexists(place) and not os.path.islink(place.parent)]
         if len(found) > 1:
@@ -146,12 +142,9 @@ def _named(listing: Listing, tables: Iterable[pathlib.Path], images: set[pathlib
 
 
 def _rows(listing: Listing, table: pathlib.Path) -> Iterator[Row]:
-    """The rows of a table.
-
-    Raises:
-      ConfigError: the table is unreadable or lacks a column, or a split is none.
-    """
-    above = table.parent.parent if table.parent.name == IMAGES and table.parent != listing.base else table.parent
+    """The rows of a table; ConfigError where it is unreadable or lacks a column, or a split is none."""
+    home = table.parent
+    above = home.parent if home.name == IMAGES and home != listing.base else home
     for where, cells, masks in (_csv if table.suffix == ".csv" else _json_lines)(listing, table):
         file_name, text, label, group, split = (cells.get(key, "") for key in KEYS)
         split = split.strip().lower()
@@ -160,11 +153,7 @@ def _rows(listing: Listing, table: pathlib.Path) -> Iterator[Row]:
                 f"table '{table}' has an unknown split '{tidy(split)[:40]}' ({where}): write {', '.join(SPLITS)} or"
                 " nothing"
             )
-        words = tidy(text), masks, tidy(label), tidy(group)
-        yield Row(table.parent, above, where, file_name.strip(), *words, split)
-
-
-Cells = tuple[str, Mapping[str, str], tuple[str, ...] | None]  # where they stand, by column, masks
+        yield Row(home, above, where, file_name.strip(), tidy(text), masks, tidy(label), tidy(group), split)
 
 
 def _csv(listing: Listing, table: pathlib.Path) -> Iterator[Cells]:
@@ -185,12 +174,10 @@ def _json_lines(listing: Listing, table: pathlib.Path) -> Iterator[Cells]:
     for number, line in lines:
         where = f"{shown(listing.base, table)}:{number}"
         try:
-            # NaN is how a table with gaps is often written.
-            row = json.loads(line, parse_constant=lambda _: None)
+            row = json.loads(line, parse_constant=lambda _: None)  # NaN is how a table with gaps is often written
+            wrong = "" if _usable(row) else "no object of plain values"
         except (ValueError, RecursionError) as error:
             wrong = f"no JSON: {str(error)[:200]}"
-        else:
-            wrong = "" if _usable(row) else "no object of plain values"
         if wrong:
             listing.skip(where, "unreadable row", wrong, picture=False)
         else:
@@ -207,7 +194,7 @@ def _usable(row: Any) -> bool:
     """Whether a line of JSON is an object whose values are words or numbers, and its masks words."""
     return (
         isinstance(row, dict)
-        and all(row.get(key) is None or isinstance(row[key], str | int | float) for key in KEYS)
+        and all(isinstance(row.get(key), str | int | float | None) for key in KEYS)
         and all(isinstance(name, str) for name in _mask_names(row))
     )
 
@@ -230,9 +217,6 @@ def _lookup(
     return None, ""
 
 
-Found = tuple[Files, str, str]  # masks, or reason and detail
-
-
 def _masks(base: pathlib.Path, row: Row, files: set[pathlib.Path]) -> Found:
     """The masks that a row names."""
     found: Files = ()
@@ -244,32 +228,17 @@ def _masks(base: pathlib.Path, row: Row, files: set[pathlib.Path]) -> Found:
     return found, "", ""
 
 
-def _of_same_name(base: pathlib.Path, image: pathlib.Path, by_name: Mapping[Place, Files]) -> Found:
-    """The masks that share a picture's name."""
-    section, name = _place(base, image)
-    found = by_name.get((section, _stem(name)), ())
-    if reason := next((reason for path in found if (reason := fault(base, path))), ""):
+def _of_same_name(base: pathlib.Path, place: Place, by_name: Mapping[tuple[str, str], Files]) -> Found:
+    """The masks that share a picture's section and name."""
+    found = by_name.get((place.section, place.name), ())
+    if reason := next(filter(None, (fault(base, path) for path in found)), ""):
         return (), reason, "its mask"
-    return found, "no mask" if not found and any(key[0] == section for key in by_name) else "", ""
-
-
-def _split(base: pathlib.Path, image: pathlib.Path, row: Row | None) -> str:
-    """The split that the row says, else that of the folder."""
-    section, _ = _place(base, image)
-    if row and section and row.split and section != row.split:
-        raise ConfigError(
-            f"{row.where} says split '{row.split}' of a picture in folder '{section}': correct one of them"
-        )
-    return row.split if row and row.split else section
+    return found, "no mask" if not found and any(section == place.section for section, _ in by_name) else "", ""
 
 
 def _place(base: pathlib.Path, path: pathlib.Path) -> Place:
-    first, *inner = path.relative_to(base).parts
-    return (first, "/".join(inner)) if first in SPLITS and inner else ("", "/".join((first, *inner)))
-
-
-def _stem(name: str) -> str:
-    """What a picture and its mask have in common: their path, less images/ or masks/ and the suffix."""
-    first, _, rest = name.partition("/")
-    name = rest if first in (IMAGES, MASKS) else name
-    return os.path.splitext(name[:-3] if name.lower().endswith(".nii.gz") else name)[0]
+    *folders, name = path.relative_to(base).parts
+    section = folders.pop(0) if folders and folders[0] in SPLITS else ""
+    folder = folders.pop(0) if folders and folders[0] in (IMAGES, MASKS) else ""
+    stem, _ = os.path.splitext(name[:-3] if name.lower().endswith(".nii.gz") else name)
+    return Place(section, folder, "/".join((*folders, stem)))

@@ -25,11 +25,7 @@ COLUMNS = ("image_id", "lesion_id", "dx")
 
 
 def check(root: str) -> pathlib.Path:
-    """Validates the layout by names alone.
-
-    Raises:
-      ConfigError: the folder is missing, or holds no table, no image or no mask.
-    """
+    """The root; ConfigError where it is missing, or holds no table, no image or no mask."""
     base = home(root, "the folder that holds HAM10000_metadata.csv")
     _tables(base)
     kinds = {_kind_and_id(path)[0] for path in find(base, SUFFIXES)}
@@ -78,11 +74,7 @@ SOURCE = FileSource(check, index, SKIN)
 
 
 def _read(listing: Listing, table: pathlib.Path) -> dict[str, tuple[str, str] | None]:
-    """Lesion and class by image id, None where rows contradict one another; all but the first of an id are skipped.
-
-    Raises:
-      ConfigError: the table is unreadable or empty, or lacks a column.
-    """
+    """Lesion and class by image id, None where rows contradict one another; all but the first of an id are skipped."""
     lines = _lines(read_text(table))
     header = [cell.strip().lower() for cell in lines[0]] if lines else []
     if absent := [name for name in COLUMNS if name not in header]:

@@ -24,16 +24,10 @@ LISTS = {"train": "train.txt", "test": "val.txt"}
 
 
 def check(root: str) -> pathlib.Path:
-    """Validates the layout by names alone.
-
-    Raises:
-      ConfigError: the folder is missing, has another layout or is empty, a link leads out of it, or one of the lists is
-        missing.
-    """
+    """The root; ConfigError where it is missing, laid out otherwise, empty or linked outwards, or lacks one list."""
     base = home(root, HOLDS)
     if absent := [name for name in FOLDERS if not os.path.isdir(base / name)]:
-        advice = remedy(base, FOLDERS[:1], HOLDS)
-        raise bad_root(f"folder '{root}' has no {' and no '.join(absent)} folder: {advice}")
+        raise bad_root(f"folder '{root}' has no {' and no '.join(absent)} folder: {remedy(base, FOLDERS[:1], HOLDS)}")
     check_links(base, FOLDERS)
     for folder in (base / name for name in FOLDERS):
         if not find(folder.resolve(), SUFFIXES):
@@ -91,7 +85,7 @@ def _splits(base: pathlib.Path, images: dict[str, pathlib.Path]) -> dict[str, li
     lists = _lists(base)
     splits: dict[str, list[str]] = {}
     for split, path in lists.items():
-        for line in dict.fromkeys(line.strip() for line in read_text(path).splitlines()):
+        for line in map(str.strip, read_text(path).splitlines()):
             stem, suffix = os.path.splitext(line)
             name = stem if suffix.lower() in SUFFIXES else line
             if name and split not in splits.setdefault(name, []):

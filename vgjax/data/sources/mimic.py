@@ -16,8 +16,7 @@ reports take a minute and 80 MB, 100,000 rows of CheXmask (6 GB) another two min
 their pictures are present.
 """
 
-from __future__ import annotations
-
+import dataclasses
 import functools
 import itertools
 import math
@@ -25,8 +24,8 @@ import os
 import pathlib
 import re
 import zlib
-from collections.abc import Callable, Container, Iterable, Mapping
-from typing import NamedTuple, TypeVar
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from typing import Self, TypeVar
 
 import numpy as np
 
@@ -64,7 +63,7 @@ class PackedRunLengths(RunLengths):
     __slots__ = ()
 
     @classmethod
-    def pack(cls, text: str, height: int, width: int) -> PackedRunLengths:
+    def pack(cls, text: str, height: int, width: int) -> Self:
         """Packs "start length start length ...".
 
         Raises:
@@ -81,24 +80,8 @@ class PackedRunLengths(RunLengths):
         return " ".join(map(str, steps.cumsum(axis=1).T.ravel().tolist()))
 
 
-Masks = tuple[RunLengths, ...]
-
-
-class Image(NamedTuple):
-    """What the tables say of one image."""
-
-    path: pathlib.Path
-    subject: str
-    study: str
-    split: str
-
-
 def check(root: str) -> pathlib.Path:
-    """Validates the layout by names alone.
-
-    Raises:
-      ConfigError: the folder is missing or has another layout.
-    """
+    """The root; ConfigError where it is missing, is laid out otherwise or is linked outwards."""
     base = home(root, HOLDS)
     absent = [] if os.path.isdir(base / "files") else ["folder files/"]
     absent += [f"mimic-cxr-*-{kind}.csv" for kind in ("split", "metadata") if not _table(base, kind)]
@@ -117,46 +100,54 @@ def index(root: str) -> Index:
       ConfigError: see `check`; or a table cannot be read or lacks a column; or there are tables of CheXmask but none of
         MIMIC-CXR; or no picture can be used.
     """
-    listing = Listing(check(root))
-    images = _frontal(listing)
-    labels = _labels(listing, {image.study for image in images.values()})
-    masks = _masks(listing, images)
+    base = check(root)
+    listing = Listing(base)
+    frontal = _frontal(listing)
+    studies = {entry.image.parent.name[1:] for entry in frontal.values()}
+    labels, _ = _collect(listing, _table(base, "chexpert"), ("study_id", *FINDINGS), studies, label_of)
+    chexmask = _chexmask(base)
+    masks, _ = _collect(listing, chexmask, CHEXMASK, frontal, lungs_of)
     report = functools.cache(_report)
-    for name, (path, subject, study, split) in sorted(images.items()):
-        text, reason, detail = report(listing.base, path.parent)
-        shapes = masks.get(name, ()) if masks is not None else ()
-        if masks is not None and not shapes:
+    for name, entry in sorted(frontal.items()):
+        text, reason, detail = report(base, entry.image.parent)
+        lungs = masks.get(name, ())
+        if chexmask and not lungs:
             reason, detail = "no lung mask of quality", ""
-        listing.add(Entry(name, path, shapes, text, labels.get(study, ""), subject, split), reason, detail)
+        label = labels.get(entry.image.parent.name[1:], "")
+        listing.add(dataclasses.replace(entry, masks=lungs, text=text, label=label), reason, detail)
     return listing.index(root)
 
 
 SOURCE = FileSource(check, index, LUNGS)
 
 
-def _table(base: pathlib.Path, kind: str) -> pathlib.Path | None:
-    """The newest version of a table; of that rather the one that is not compressed."""
+def _table(base: pathlib.Path, kind: str) -> list[pathlib.Path]:
+    """The newest version of a table, of that rather the one that is not compressed; nothing where there is none."""
     pattern = re.compile(rf"(mimic-cxr-\d[\w.]*-{kind}\.csv)(\.gz)?", re.IGNORECASE)
     found = [match for name in os.listdir(base) if (match := pattern.fullmatch(name))]
-    return base / max(found, key=lambda match: (match[1], not match[2]))[0] if found else None
+    return [base / max(found, key=lambda match: (match[1], not match[2]))[0]] if found else []
 
 
 def _collect(
-    rows: Iterable[dict[str, str]], key: str, wanted: Container[str], value: Callable[[dict[str, str]], T]
+    listing: Listing,
+    tables: Iterable[pathlib.Path],
+    columns: Sequence[str],
+    wanted: Container[str],
+    value: Callable[[dict[str, str]], T],
 ) -> tuple[dict[str, T], int]:
-    """Values of the wanted rows by key, the first of each; and how many rows are not wanted."""
+    """Values of the wanted rows by the first of the columns, the first of each; and how many rows are not wanted."""
     found: dict[str, T] = {}
     others = 0
-    for row in rows:
-        name = row[key].strip()
+    for row in itertools.chain.from_iterable(table_rows(listing, table, columns) for table in tables):
+        name = row[columns[0]].strip()
         others += name not in wanted
         if name in wanted and name not in found:
             found[name] = value(row)
     return found, others
 
 
-def _frontal(listing: Listing) -> dict[str, Image]:
-    """Frontal images that the tables know, by id."""
+def _frontal(listing: Listing) -> dict[str, Entry]:
+    """Frontal images that the tables know, by id; each lies in the folder "s<study id>"."""
     base = listing.base
     present: dict[str, pathlib.Path] = {}
     for path in find(base / "files", SUFFIXES):
@@ -166,14 +157,14 @@ def _frontal(listing: Listing) -> dict[str, Image]:
         else:
             present[path.stem] = path
     columns = ("dicom_id", "study_id", "subject_id", "split")
-    split_table, metadata = (_table(base, kind) or base for kind in ("split", "metadata"))  # both are there: `check`
-    rows = table_rows(listing, split_table, columns)
-    ids, others = _collect(rows, "dicom_id", present, lambda row: [row[name].strip() for name in columns[1:]])
+    (split_table,), (metadata,) = (_table(base, kind) for kind in ("split", "metadata"))  # both are there: `check`
+    values = lambda row: [row[name].strip() for name in columns[1:]]
+    ids, others = _collect(listing, [split_table], columns, present, values)
     if others:
         listing.skip(split_table.name, "row without image", f"{others} rows", picture=False)
-    rows = table_rows(listing, metadata, ("dicom_id", "ViewPosition"))
-    views, _ = _collect(rows, "dicom_id", present, lambda row: tidy(row["ViewPosition"]).upper()[:40])
-    images = {}
+    view = lambda row: tidy(row["ViewPosition"]).upper()[:40]
+    views, _ = _collect(listing, [metadata], ("dicom_id", "ViewPosition"), present, view)
+    frontal = {}
     for name, path in present.items():
         study, subject, split = ids.get(name, ("", "", ""))
         if name not in ids or name not in views:
@@ -186,15 +177,8 @@ def _frontal(listing: Listing) -> dict[str, Image]:
         elif views[name] not in FRONTAL:
             listing.skip(path, "not a frontal view", views[name] or "view unknown")
         else:
-            images[name] = Image(path, subject, study, SPLITS[split])
-    return images
-
-
-def _labels(listing: Listing, studies: Container[str]) -> dict[str, str]:
-    """The label of each study; empty where there is no table."""
-    if table := _table(listing.base, "chexpert"):
-        return _collect(table_rows(listing, table, ("study_id", *FINDINGS)), "study_id", studies, label_of)[0]
-    return {}
+            frontal[name] = Entry(name, path, group=subject, split=SPLITS[split])
+    return frontal
 
 
 def label_of(row: Mapping[str, str]) -> str:
@@ -202,32 +186,19 @@ def label_of(row: Mapping[str, str]) -> str:
     return next((name for name in FINDINGS if _number(row[name]) == 1), "")
 
 
-def _masks(listing: Listing, wanted: Container[str]) -> dict[str, Masks] | None:
-    """Both lungs of each image, none at all where they are not of quality; None where there is no CheXmask."""
-    if not (tables := _chexmask(listing.base)):
-        return None
-    rows = itertools.chain.from_iterable(table_rows(listing, table, CHEXMASK) for table in tables)
-    return _collect(rows, "dicom_id", wanted, lungs_of)[0]
-
-
-def lungs_of(row: Mapping[str, str]) -> Masks:
+def lungs_of(row: Mapping[str, str]) -> tuple[RunLengths, ...]:
     """Left and right lung of a row of CheXmask; nothing where quality is too low or a lung is missing or unreadable."""
-    if not _number(row[QUALITY]) >= MIN_QUALITY:
+    if not (_number(row[QUALITY]) >= MIN_QUALITY and all(row[name].strip() for name in LUNG_COLUMNS)):
         return ()
     try:
         height, width = int(float(row["Height"])), int(float(row["Width"]))
-        lungs = tuple(PackedRunLengths.pack(row[name], height, width) for name in LUNG_COLUMNS)
+        return tuple(PackedRunLengths.pack(row[name], height, width) for name in LUNG_COLUMNS)
     except (ValueError, OverflowError):
         return ()
-    return lungs if all(row[name].strip() for name in LUNG_COLUMNS) else ()
 
 
 def _chexmask(base: pathlib.Path) -> list[pathlib.Path]:
-    """Tables of CheXmask for these images, in their own resolution.
-
-    Raises:
-      ConfigError: there is a folder for them, but none in it.
-    """
+    """CheXmask's tables for these images, in their own resolution; ConfigError where a folder for them has none."""
     _, folders, names = next(os.walk(base), ("", [], []))
     homes = [base / name for name in sorted(folders) if name.lower() == "chexmask"]
     inner = [path for folder in homes for path in find(folder, (".csv", ".gz"))]

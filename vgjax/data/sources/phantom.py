@@ -20,25 +20,12 @@ from vgjax.data.read.decode import to_png
 from vgjax.data.sources import phantom_reading, phantom_text
 from vgjax.types import SPLITS, Item
 
-_ROWS, _COLUMNS = ("upper", "middle", "lower"), ("left", "centre", "right")
-POSITIONS = tuple("centre" if (r, c) == ("middle", "centre") else f"{r} {c}" for r in _ROWS for c in _COLUMNS)
-
-FACTORS: dict[str, tuple[str, ...]] = {
-    "position": POSITIONS,
-    "size": ("small", "medium", "large"),
-    "shape": ("round", "oval", "lobed"),
-    "count": ("none", "one", "two"),
-    "colour": ("grey", "red", "green", "blue", "amber"),
-    "brightness": ("dark", "normal", "bright"),
-    "contrast": ("low", "moderate", "high"),
-    "texture": ("smooth", "grainy", "lined"),
-    "blur": ("sharp", "soft", "blurred"),
-}
-ANATOMY: tuple[str, ...] = ("position", "size", "shape", "count")
-MODALITY: tuple[str, ...] = ("colour", "brightness", "contrast", "texture", "blur")
+ANATOMY = ("position", "size", "shape", "count")
+MODALITY = ("colour", "brightness", "contrast", "texture", "blur")
+FACTORS = {name: tuple(phantom_text.WORDINGS[name]) for name in (*ANATOMY, *MODALITY)}  # levels; a seed draws by order
 
 # (anatomy factor, level), (modality factor, level): never together in training or validation; 10.7 % of all draws.
-HELD_OUT: tuple[tuple[tuple[str, str], tuple[str, str]], ...] = (
+HELD_OUT = (
     (("size", "large"), ("colour", "amber")),
     (("position", "upper left"), ("colour", "blue")),
     (("position", "lower right"), ("colour", "red")),
@@ -53,7 +40,7 @@ OVAL_ASPECT = 1.9  # of a horizontal ellipse
 LOBES, LOBE_AMPLITUDE = 3, 0.40  # around the outline, relative to its radius
 SATELLITES = {"none": 0, "one": 1, "two": 2}
 SATELLITE_RADIUS = 3.2
-SATELLITE_SITES = tuple((y, x) for y in (4.8, 27.2) for x in (4.8, 27.2))
+SATELLITE_SITES = np.array([(y, x) for y in (4.8, 27.2) for x in (4.8, 27.2)])
 
 GAIN = {  # red, green, blue; each averages 1, so that a cast does not change the brightness
     "grey": (1.0, 1.0, 1.0),
@@ -92,7 +79,7 @@ def sample_factors(rng: np.random.Generator, held_out: bool | None = None) -> di
 
 def choose_named(rng: np.random.Generator) -> tuple[str, ...]:
     """Each factor with probability `NAMED_PROBABILITY`, at least one of each channel."""
-    named = []
+    named: list[str] = []
     for channel in (ANATOMY, MODALITY):
         chosen = [name for name in channel if rng.random() < NAMED_PROBABILITY]
         named += chosen or [channel[int(rng.integers(len(channel)))]]
@@ -125,7 +112,7 @@ def render(
         if factors.get(name) not in levels:
             raise ValueError(f"factor {name!r} is {factors.get(name)!r}: choose among {list(levels)}")
     scale = size / REFERENCE_SIZE
-    rows, columns = _pixel_centres(size)
+    rows, columns = np.ogrid[0.5:size, 0.5:size]  # centres of the pixels
     coverage = _main_lesion(factors, rng, size)
     for y, x in _satellite_centres(coverage, SATELLITES[factors["count"]], rng, scale):
         radius = SATELLITE_RADIUS * scale * rng.uniform(0.96, 1.04)
@@ -165,11 +152,7 @@ class Phantom:
         """Nothing: no folder is read."""
 
     def plan(self, config: Config, folder: pathlib.Path) -> Plan:
-        """Draws all splits; nothing is left in `folder`.
-
-        Raises:
-          ConfigError: the pictures are too small to draw.
-        """
+        """Draws all splits, leaving nothing in `folder`; ConfigError where pictures are too small to draw."""
         c = config.data
         if c.image_size < REFERENCE_SIZE:
             raise ConfigError(
@@ -200,20 +183,15 @@ class Phantom:
 SOURCE = Phantom()
 
 
-def _pixel_centres(size: int) -> tuple[np.ndarray, ...]:
-    """Row and column of each pixel's centre, (H, 1) and (1, W)."""
-    return np.ogrid[0.5:size, 0.5:size]
-
-
 def _main_lesion(factors: Mapping[str, str], rng: np.random.Generator, size: int) -> np.ndarray:
     """(H, W) coverage in [0, 1] of an outline r(theta), whose area follows the size factor alone."""
     scale = size / REFERENCE_SIZE
-    row, column = divmod(POSITIONS.index(factors["position"]), 3)
+    row, column = divmod(FACTORS["position"].index(factors["position"]), 3)
     centre_y, centre_x = (np.array([CELL_CENTRE[row], CELL_CENTRE[column]]) + rng.uniform(-0.5, 0.5, 2)) * scale
     radius = RADIUS[factors["size"]] * scale * rng.uniform(0.97, 1.03)
     turn, stretch = np.radians(rng.uniform(-6.0, 6.0)), rng.uniform(0.97, 1.03)
 
-    rows, columns = _pixel_centres(size)
+    rows, columns = np.ogrid[0.5:size, 0.5:size]
     dy, dx = rows - centre_y, columns - centre_x
     outline, derivative = _outline(factors["shape"], np.arctan2(dy, dx) - turn, stretch)
     distance = np.hypot(dy, dx)
@@ -233,15 +211,13 @@ def _outline(shape: str, angle: np.ndarray, stretch: float) -> tuple[np.ndarray,
     return radius * (1.0 + amplitude * np.cos(angle)), -radius * amplitude * LOBES * np.sin(angle)
 
 
-def _satellite_centres(
-    coverage: np.ndarray, count: int, rng: np.random.Generator, scale: float
-) -> list[tuple[float, float]]:
-    """The `count` sites farthest from the main lesion (so that the picture follows from the factors), jittered."""
+def _satellite_centres(coverage: np.ndarray, count: int, rng: np.random.Generator, scale: float) -> np.ndarray:
+    """(count, 2): the sites farthest from the main lesion (so that the picture follows from the factors), jittered."""
     clearance = ndimage.distance_transform_edt(coverage < 0.5)
-    distance = np.array([clearance[int(y * scale), int(x * scale)] for y, x in SATELLITE_SITES])
+    distance = clearance[tuple((SATELLITE_SITES * scale).astype(int).T)]
     order = rng.permutation(len(SATELLITE_SITES))
     chosen = order[np.argsort(-distance[order], kind="stable")][:count]
-    return [tuple((np.array(SATELLITE_SITES[i]) + rng.uniform(-0.5, 0.5, 2)) * scale) for i in chosen]
+    return (SATELLITE_SITES[chosen] + rng.uniform(-0.5, 0.5, (count, 2))) * scale
 
 
 def _texture(level: str, rng: np.random.Generator, size: int) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from vgjax.data.caption.words import article
 
-# Adjectives before "lesion" (size, shape), then phrases behind it (position, count).
+# Adjectives before "lesion" (size, shape), then phrases behind it (position, count). Seeds draw by the order of levels.
 ANATOMY_WORDINGS: dict[str, dict[str, tuple[str, ...]]] = {
     "size": {
         "small": ("small", "tiny", "little"),
@@ -108,18 +108,14 @@ NOTHING_SAID: tuple[str, ...] = ("A clinical photograph.", "An image of the skin
 
 def compose(factors: Mapping[str, str], rng: np.random.Generator, named: Collection[str]) -> str:
     """One caption that names the level of every factor in `named` and of no other."""
-    words = {name: _pick(levels[factors[name]], rng) for name, levels in ANATOMY_WORDINGS.items() if name in named}
+    words = {name: rng.choice(levels[factors[name]]) for name, levels in ANATOMY_WORDINGS.items() if name in named}
     anatomy = ""
     if words:
-        noun = " ".join([*(words[n] for n in ("size", "shape") if n in words), _pick(NOUNS, rng)])
+        noun = " ".join([*(words[n] for n in ("size", "shape") if n in words), rng.choice(NOUNS)])
         anatomy = " ".join([article(noun), *(words[n] for n in ("position", "count") if n in words)])
-    phrases = [_pick(levels[factors[name]], rng) for name, levels in MODALITY_WORDINGS.items() if name in named]
+    phrases = [rng.choice(levels[factors[name]]) for name, levels in MODALITY_WORDINGS.items() if name in named]
     phrases = [phrases[i] for i in rng.permutation(len(phrases))]
     modality = " and ".join(filter(None, [", ".join(phrases[:-1]), *phrases[-1:]]))
     patterns = (PATTERNS if modality else ANATOMY_ONLY) if anatomy else MODALITY_ONLY if modality else NOTHING_SAID
-    text = _pick(patterns, rng).format(a=anatomy, m=modality)
+    text = rng.choice(patterns).format(a=anatomy, m=modality)
     return text[0].upper() + text[1:]
-
-
-def _pick(choices: tuple[str, ...], rng: np.random.Generator) -> str:
-    return choices[int(rng.integers(len(choices)))]

@@ -65,71 +65,51 @@ class MiddleBlock(nn.Module):
         return ResnetBlock(width, self.groups, name="resnet_1")(x)
 
 
-class Encoder(nn.Module):
-    """Picture (B, H, W, C) to moments (B, h, w, out_channels); every level but the last halves the resolution."""
+class Half(nn.Module):
+    """The encoder, picture (B, H, W, C) to moments (B, h, w, out_channels), or the decoder, latents to a picture.
 
-    widths: Sequence[int]
-    blocks: int
-    out_channels: int
-    groups: int
-    attention: bool
-
-    @nn.compact
-    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        x = conv(self.widths[0], name="conv_in")(x_BHWC)
-        for level, width in enumerate(self.widths):
-            for block in range(self.blocks):
-                x = ResnetBlock(width, self.groups, name=f"level_{level}_resnet_{block}")(x)
-            if level < len(self.widths) - 1:
-                # Padded below and on the right only, as the weights were trained.
-                x = nn.Conv(width, (3, 3), 2, ((0, 1), (0, 1)), name=f"level_{level}_sampler")(x)
-        x = MiddleBlock(self.groups, self.attention, name="middle")(x)
-        return conv(self.out_channels, name="conv_out")(nn.silu(_norm(self.groups, "conv_norm_out")(x)))
-
-
-class Decoder(nn.Module):
-    """Latents (B, h, w, c) to picture (B, H, W, out_channels); `widths` lists the lowest resolution first."""
-
-    widths: Sequence[int]
-    blocks: int
-    out_channels: int
-    groups: int
-    attention: bool
-
-    @nn.compact
-    def __call__(self, x_Bhwc: jax.Array) -> jax.Array:
-        x = conv(self.widths[0], name="conv_in")(x_Bhwc)
-        x = MiddleBlock(self.groups, self.attention, name="middle")(x)
-        for level, width in enumerate(self.widths):
-            for block in range(self.blocks):
-                x = ResnetBlock(width, self.groups, name=f"level_{level}_resnet_{block}")(x)
-            if level < len(self.widths) - 1:
-                x = conv(width, name=f"level_{level}_sampler")(upsample_nearest(x))
-        return conv(self.out_channels, name="conv_out")(nn.silu(_norm(self.groups, "conv_norm_out")(x)))
-
-
-class AutoencoderKL(nn.Module):
-    """Encoder to a diagonal Gaussian over latents, and decoder.
-
-    Attributes:
-      widths: channels of each level, finest first.
-      blocks: residual blocks a level of the encoder; the decoder has one more.
-      latent_channels: channels of the latents.
-      image_channels: channels of the pictures.
-      groups: groups of every group norm.
-      attention: whether the middle blocks attend.
-      quant, post_quant: whether a 1x1 convolution follows the encoder, and one precedes the decoder.
-      scaling_factor, shift_factor: (mean - shift) * scale has unit variance over the original's training data.
+    Every level but the last halves the resolution, or doubles it; `widths` lists the levels as they follow one another.
     """
 
     widths: Sequence[int]
     blocks: int
+    out_channels: int
+    groups: int
+    attention: bool
+    decodes: bool
+
+    @nn.compact
+    def __call__(self, x_BHWC: jax.Array) -> jax.Array:
+        middle = MiddleBlock(self.groups, self.attention, name="middle")
+        x = conv(self.widths[0], name="conv_in")(x_BHWC)
+        if self.decodes:
+            x = middle(x)
+        for level, width in enumerate(self.widths):
+            for block in range(self.blocks):
+                x = ResnetBlock(width, self.groups, name=f"level_{level}_resnet_{block}")(x)
+            sampler = f"level_{level}_sampler"
+            if level < len(self.widths) - 1 and self.decodes:
+                x = conv(width, name=sampler)(upsample_nearest(x))
+            elif level < len(self.widths) - 1:
+                # Padded below and on the right only, as the weights were trained.
+                x = nn.Conv(width, (3, 3), 2, ((0, 1), (0, 1)), name=sampler)(x)
+        if not self.decodes:
+            x = middle(x)
+        return conv(self.out_channels, name="conv_out")(nn.silu(_norm(self.groups, "conv_norm_out")(x)))
+
+
+class AutoencoderKL(nn.Module):
+    """Encoder to a diagonal Gaussian over latents, and decoder."""
+
+    widths: Sequence[int]  # channels of each level, finest first
+    blocks: int  # residual blocks a level of the encoder; the decoder has one more
     latent_channels: int
     image_channels: int = 3
-    groups: int = 32
-    attention: bool = True
-    quant: bool = True
-    post_quant: bool = True
+    groups: int = 32  # of every group norm
+    attention: bool = True  # in the middle blocks
+    quant: bool = True  # a 1x1 convolution follows the encoder
+    post_quant: bool = True  # one precedes the decoder
+    # (mean - shift) * scale has unit variance over the original's training data.
     scaling_factor: float = 0.18215
     shift_factor: float = 0.0
 
@@ -140,10 +120,11 @@ class AutoencoderKL(nn.Module):
 
     def setup(self) -> None:
         widths, c = tuple(self.widths), self.latent_channels
-        self.encoder = Encoder(widths, self.blocks, 2 * c, self.groups, self.attention)
-        self.decoder = Decoder(widths[::-1], self.blocks + 1, self.image_channels, self.groups, self.attention)
-        self.quant_conv = nn.Conv(2 * c, (1, 1)) if self.quant else None
-        self.post_quant_conv = nn.Conv(c, (1, 1)) if self.post_quant else None
+        shared = (self.groups, self.attention)
+        self.encoder = Half(widths, self.blocks, 2 * c, *shared, decodes=False)
+        self.decoder = Half(widths[::-1], self.blocks + 1, self.image_channels, *shared, decodes=True)
+        self.quant_conv = nn.Conv(2 * c, (1, 1)) if self.quant else lambda x: x
+        self.post_quant_conv = nn.Conv(c, (1, 1)) if self.post_quant else lambda x: x
 
     def encode(self, image_BHWC: jax.Array) -> jax.Array:
         """Latents (B, h, w, c) of pictures in [-1, 1]: the posterior's mean, brought to unit variance."""
@@ -151,18 +132,12 @@ class AutoencoderKL(nn.Module):
 
     def posterior(self, image_BHWC: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Mean and log-variance of the Gaussian that the weights make of a picture, each (B, h, w, c)."""
-        moments = self.encoder(image_BHWC)
-        if self.quant_conv is not None:
-            moments = self.quant_conv(moments)
-        mean, logvar = jnp.split(moments, 2, axis=-1)
+        mean, logvar = jnp.split(self.quant_conv(self.encoder(image_BHWC)), 2, axis=-1)
         return mean, jnp.clip(logvar, *LOGVAR_RANGE)
 
     def decode(self, latents_Bhwc: jax.Array) -> jax.Array:
         """Pictures (B, H, W, C) about in [-1, 1]."""
-        latents_Bhwc = latents_Bhwc / self.scaling_factor + self.shift_factor
-        if self.post_quant_conv is not None:
-            latents_Bhwc = self.post_quant_conv(latents_Bhwc)
-        return self.decoder(latents_Bhwc)
+        return self.decoder(self.post_quant_conv(latents_Bhwc / self.scaling_factor + self.shift_factor))
 
     def __call__(self, image_BHWC: jax.Array) -> jax.Array:
         """The picture rebuilt from its latents."""

@@ -20,19 +20,12 @@ POOL_EPSILON = 1e-5
 
 
 class Layer(NamedTuple):
-    """A layer with weights, of an original sequence.
+    """A layer with weights, of an original sequence."""
 
-    Attributes:
-      place: its index there, counting the layers without weights.
-      features: output channels.
-      block: a residual block; else a convolution.
-      pool: the block mixes in globally normalised features first.
-    """
-
-    place: int
+    place: int  # its index there, counting the layers without weights
     features: int
-    block: bool
-    pool: bool = False
+    block: bool  # a residual block; else a convolution
+    pool: bool = False  # the block mixes in globally normalised features first
 
 
 class TinyBlock(nn.Module):
@@ -90,12 +83,10 @@ class AutoencoderTiny(nn.Module):
 
     @property
     def latent_channels(self) -> int:
-        """Channels of the latents."""
         return self.encoder_layers[-1].features
 
     @property
     def image_channels(self) -> int:
-        """Channels of the pictures."""
         return self.decoder_layers[-1].features
 
     @property

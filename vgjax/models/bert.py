@@ -5,15 +5,16 @@ serves both.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import chex
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from vgjax.config import ConfigError
+from vgjax.models.layers import stack, text_attention
 
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "gelu": lambda x: nn.gelu(x, approximate=False),
@@ -21,76 +22,47 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
     "relu": nn.relu,
 }
 
-# Field of BertConfig -> key of config.json, by model type; a number stands for itself.
-_CONFIG_KEYS: dict[str, dict[str, str | float]] = {
-    "bert": {
-        "vocabulary": "vocab_size",
-        "width": "hidden_size",
-        "depth": "num_hidden_layers",
-        "heads": "num_attention_heads",
-        "hidden": "intermediate_size",
-        "positions": "max_position_embeddings",
-        "segments": "type_vocab_size",
-        "activation": "hidden_act",
-        "epsilon": "layer_norm_eps",
-    },
-    "distilbert": {
-        "vocabulary": "vocab_size",
-        "width": "dim",
-        "depth": "n_layers",
-        "heads": "n_heads",
-        "hidden": "hidden_dim",
-        "positions": "max_position_embeddings",
-        "segments": 0,
-        "activation": "activation",
-        "epsilon": 1e-12,
-    },
+KINDS = ("bert", "distilbert")
+# Field of BertConfig -> key of config.json for each of the kinds; a number stands for itself.
+_CONFIG_KEYS: dict[str, tuple[str | float, ...]] = {
+    "vocabulary": ("vocab_size", "vocab_size"),
+    "width": ("hidden_size", "dim"),
+    "depth": ("num_hidden_layers", "n_layers"),
+    "heads": ("num_attention_heads", "n_heads"),
+    "hidden": ("intermediate_size", "hidden_dim"),
+    "positions": ("max_position_embeddings", "max_position_embeddings"),
+    "segments": ("type_vocab_size", 0),
+    "activation": ("hidden_act", "activation"),
+    "epsilon": ("layer_norm_eps", 1e-12),
 }
 
 
 @dataclasses.dataclass(frozen=True)
 class BertConfig:
-    """Sizes of an encoder.
+    """Sizes of an encoder."""
 
-    Attributes:
-      kind: "bert" or "distilbert".
-      vocabulary: word pieces known.
-      width: D.
-      depth: layers.
-      heads: attention heads; divides `width`.
-      hidden: width of the hidden layer of each MLP.
-      positions: longest sequence, in tokens.
-      segments: segment embeddings; 0 in DistilBERT.
-      activation: a key of `ACTIVATIONS`.
-      epsilon: of the layer norms.
-    """
-
-    kind: str
+    kind: str  # one of `KINDS`
     vocabulary: int
-    width: int
+    width: int  # D
     depth: int
-    heads: int
-    hidden: int
-    positions: int
-    segments: int
-    activation: str
-    epsilon: float
+    heads: int  # divides `width`
+    hidden: int  # width within each MLP
+    positions: int  # longest sequence, in tokens
+    segments: int  # 0 in DistilBERT
+    activation: str  # a key of `ACTIVATIONS`
+    epsilon: float  # of the layer norms
 
 
 def config_from_json(values: Mapping[str, Any], where: str) -> BertConfig:
-    """Reads a hub's config.json.
-
-    Args:
-      values: the parsed file.
-      where: what it is called, for messages.
+    """Reads the values of a hub's config.json, called `where` in messages.
 
     Raises:
       ConfigError: another architecture, a missing key, or a variant that is not built here.
     """
     kind = values.get("model_type")
-    if kind not in _CONFIG_KEYS:
+    if kind not in KINDS:
         raise ConfigError(f"{where} has model_type {kind!r}: name a bert or distilbert model")
-    keys = _CONFIG_KEYS[kind]
+    keys = {field: names[KINDS.index(kind)] for field, names in _CONFIG_KEYS.items()}
     unusable = [
         key
         for field, key in keys.items()
@@ -124,15 +96,8 @@ class Layer(nn.Module):
         def norm(name: str) -> nn.LayerNorm:
             return nn.LayerNorm(epsilon=c.epsilon, use_fast_variance=False, name=name)
 
-        def heads(name: str) -> chex.Array:
-            projected = nn.Dense(c.width, name=name)(x_BLD)
-            return projected.reshape(*x_BLD.shape[:2], c.heads, c.width // c.heads)
-
-        attended = jax.nn.dot_product_attention(
-            heads("query"), heads("key"), heads("value"), mask=mask_BL[:, None, None, :]
-        )
-        update = nn.Dense(c.width, name="attention_out")(attended.reshape(x_BLD.shape))
-        x_BLD = norm("attention_norm")(x_BLD + update)
+        attended = text_attention(x_BLD, mask_BL, c.heads, functools.partial(nn.Dense, c.width))
+        x_BLD = norm("attention_norm")(x_BLD + nn.Dense(c.width, name="attention_out")(attended))
         update = ACTIVATIONS[c.activation](nn.Dense(c.hidden, name="mlp_in")(x_BLD))
         return norm("mlp_norm")(x_BLD + nn.Dense(c.width, name="mlp_out")(update)), None
 
@@ -144,25 +109,14 @@ class Bert(nn.Module):
 
     @nn.compact
     def __call__(self, ids_BL: chex.Array, mask_BL: chex.Array) -> chex.Array:
-        """Encodes a batch.
-
-        Args:
-          ids_BL: int32 word pieces.
-          mask_BL: bool, True where there is a token and False on padding.
-
-        Returns:
-          (B, L, D) hidden states; those of padding mean nothing.
-        """
+        """(B, L, D) hidden states of int32 ids; those of padding, where the bool mask is False, mean nothing."""
         c = self.config
         x_BLD = nn.Embed(c.vocabulary, c.width, name="word")(ids_BL)
         x_BLD += nn.Embed(c.positions, c.width, name="position")(jnp.arange(ids_BL.shape[1])[None])
         if c.segments:
             x_BLD += nn.Embed(c.segments, c.width, name="segment")(jnp.zeros_like(ids_BL))
         x_BLD = nn.LayerNorm(epsilon=c.epsilon, use_fast_variance=False, name="norm")(x_BLD)
-        layers = nn.scan(
-            Layer, variable_axes={"params": 0}, split_rngs={"params": True}, in_axes=nn.broadcast, length=c.depth
-        )
-        return layers(c, name="layers")(x_BLD, mask_BL)[0]
+        return stack(Layer, c.depth)(c, name="layers")(x_BLD, mask_BL)[0]
 
 
 def mean_pool(hidden_BLD: chex.Array, mask_BL: chex.Array) -> chex.Array:

@@ -6,13 +6,7 @@ from flax import linen as nn
 
 
 class Mlp(nn.Module):
-    """Linear - ReLU - dropout - linear, on the last axis.
-
-    Attributes:
-      hidden_dim: width between the two linear layers.
-      output_dim: width of the output.
-      dropout_rate: share of hidden units dropped in training; needs the rng stream `dropout` when positive.
-    """
+    """Linear - ReLU - dropout - linear, on the last axis; training with dropout needs the rng stream `dropout`."""
 
     hidden_dim: int
     output_dim: int
@@ -26,33 +20,17 @@ class Mlp(nn.Module):
 
 
 class TextDisentangler(nn.Module):
-    """Two heads read the factors from a text embedding; a decoder rebuilds the embedding from both.
+    """Two heads read the factors from a text embedding; a decoder rebuilds the embedding from both."""
 
-    Attributes:
-      anatomy_dim: entries of the anatomy factors: K, or g*g*K for a flattened coarse grid.
-      modality_dim: entries Z of the modality factors.
-      hidden_dim: hidden width of the three MLPs.
-      dropout_rate: share of hidden units that the two heads drop in training.
-      word_dropout_rate: share of the embedding's entries that the two heads do without in training.
-    """
-
-    anatomy_dim: int
-    modality_dim: int
+    anatomy_dim: int  # K, or g*g*K for a flattened coarse grid
+    modality_dim: int  # Z
     hidden_dim: int = 512
-    dropout_rate: float = 0.1
-    word_dropout_rate: float = 0.0
+    dropout_rate: float = 0.1  # share of hidden units that the two heads drop in training
+    word_dropout_rate: float = 0.0  # share of the embedding's entries that the two heads do without in training
 
     @nn.compact
     def __call__(self, text_BD: chex.Array, train: bool) -> tuple[chex.Array, chex.Array, chex.Array]:
-        """Splits and rebuilds the embedding.
-
-        Args:
-          text_BD: pooled text embedding.
-          train: applies dropout.
-
-        Returns:
-          anatomy (B, K), modality (B, Z) and the reconstructed embedding (B, D).
-        """
+        """Anatomy (B, K), modality (B, Z) and the rebuilt embedding (B, D) of a pooled text embedding."""
         chex.assert_rank(text_BD, 2)
         rate = self.dropout_rate
         heard_BD = nn.Dropout(self.word_dropout_rate, deterministic=not train)(text_BD)

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgjax.models.layers import attention, plain_layer_norm
-from vgjax.models.lora import COLLECTION, Dense, PatchConv
+from vgjax.models.layers import attention, plain_layer_norm, stack
+from vgjax.models.lora import Dense, PatchConv
 from vgjax.models.refine import Refine, spread
 from vgjax.types import Tokens
 
@@ -52,10 +52,9 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x_BND: jax.Array, context_BLD: jax.Array, mask_BL: jax.Array | None = None) -> jax.Array:
         width = x_BND.shape[-1]
-        split = lambda y: y.reshape(*y.shape[:2], self.heads, width // self.heads)
-        q = split(Dense(width, name="to_q")(x_BND))  # (B, N, heads, D / heads)
-        k = split(Dense(width, name="to_k")(context_BLD))  # (B, L, heads, D / heads)
-        v = split(Dense(width, name="to_v")(context_BLD))
+        # Each (B, N or L, heads, D / heads).
+        project = lambda y, name: Dense(width, name=name)(y).reshape(*y.shape[:2], self.heads, -1)
+        q, k, v = project(x_BND, "to_q"), project(context_BLD, "to_k"), project(context_BLD, "to_v")
         return Dense(width, name="to_out")(attention(q, k, v, mask_BL).reshape(x_BND.shape))
 
 
@@ -81,29 +80,20 @@ class Block(nn.Module):
 
 
 class DiT(nn.Module):
-    """The denoising network.
-
-    Attributes:
-      out_channels: channels of the output (twice the input's where a variance is predicted as well).
-      base_cells: patches a side that the position embeddings were made for; 0: as many as there are.
-      interpolation: divisor of the positions (PixArt: 1 at 512 pixels, 2 at 1024).
-      pixels_per_latent: above 0, the network is also told height, width and aspect ratio in pixels (PixArt at 1024).
-      refine: channels of the convolutions after the transformer; 0: none, as in PixArt.
-      unroll: how many blocks of the scan are laid out one after another.
-    """
+    """The denoising network."""
 
     width: int
     depth: int
     heads: int
     patch: int
-    out_channels: int
+    out_channels: int  # twice the input's where a variance is predicted as well
     mlp_ratio: float = 4.0
-    base_cells: int = 0
-    interpolation: float = 1.0
-    pixels_per_latent: int = 0
-    refine: int = 0
+    base_cells: int = 0  # as for `sincos_positions`
+    interpolation: float = 1.0  # likewise
+    pixels_per_latent: int = 0  # above 0, the network is also told height, width and aspect ratio (PixArt at 1024)
+    refine: int = 0  # channels of the convolutions after the transformer; 0: none, as in PixArt
     remat: bool = False
-    unroll: int = 1
+    unroll: int = 1  # how many blocks of the scan are laid out one after another
 
     @nn.compact
     def __call__(self, x_BHWC: jax.Array, t_B: jax.Array, tokens: Tokens) -> jax.Array:
@@ -125,7 +115,8 @@ class DiT(nn.Module):
         x = x.reshape(batch, height * cells, width) + positions[None].astype(x.dtype)  # (B, N, D)
         context = Dense(width, name="caption_1")(tokens.tokens_BND)
         context = Dense(width, name="caption_2")(nn.gelu(context, approximate=True))  # (B, L, D)
-        x = self._blocks()(x, modulation, context, tokens.mask_BN)[0]
+        blocks = stack(nn.remat(Block, prevent_cse=False) if self.remat else Block, self.depth, self.unroll)
+        x = blocks(self.heads, self.mlp_ratio, name="blocks")(x, modulation, context, tokens.mask_BN)[0]
 
         table = self.param("scale_shift_table", nn.initializers.normal(width**-0.5), (2, width))
         shift, scale = jnp.split(table[None] + t[:, None], 2, axis=1)
@@ -137,24 +128,9 @@ class DiT(nn.Module):
     def _size_embedding(self, x_BHWC: jax.Array) -> jax.Array:
         """Height, width and their ratio, each embedded in a third of the width: (B, D)."""
         batch, height, width = x_BHWC.shape[:3]
-        sizes: dict[str, tuple[float, ...]] = {
-            "resolution": (height * self.pixels_per_latent, width * self.pixels_per_latent),
-            "aspect_ratio": (height / width,),
-        }
-        parts = []
-        for name, values in sizes.items():
+        pixels, parts = (height * self.pixels_per_latent, width * self.pixels_per_latent), []
+        for name, values in (("resolution", pixels), ("aspect_ratio", (height / width,))):
             part = timestep_embedding(jnp.asarray(values, jnp.float32)).astype(x_BHWC.dtype)  # (values, 256)
             part = nn.silu(Dense(self.width // 3, name=f"{name}_1")(part))
             parts.append(Dense(self.width // 3, name=f"{name}_2")(part).reshape(1, -1))
         return jnp.concatenate(parts, axis=1).repeat(batch, axis=0)
-
-    def _blocks(self) -> nn.Module:
-        """All transformer blocks as one scan over stacked parameters."""
-        return nn.scan(
-            nn.remat(Block, prevent_cse=False) if self.remat else Block,
-            variable_axes={"params": 0, COLLECTION: 0},
-            split_rngs={"params": True},
-            in_axes=(nn.broadcast,) * 3,
-            length=self.depth,
-            unroll=self.unroll,
-        )(self.heads, self.mlp_ratio, name="blocks")

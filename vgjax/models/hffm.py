@@ -39,17 +39,12 @@ class ReferenceFusion(nn.Module):
 
 
 class FactorFusion(nn.Module):
-    """Whitened components of each channel; anatomy in space, modality through the timestep embedding, both as tokens.
-
-    Attributes:
-      width: D of the transformer.
-      grid: g, cells a side of the anatomy's coarse grid.
-    """
+    """Whitened components per channel; anatomy in space, modality through the timestep embedding, both as tokens."""
 
     hidden: int
     token_width: int
-    width: int
-    grid: int
+    width: int  # D of the transformer
+    grid: int  # g, cells a side of the anatomy's coarse grid
 
     @nn.compact
     def __call__(self, inputs: Inputs, keep: Keep, basis: Mapping[str, jax.Array]) -> Tokens:

@@ -4,6 +4,8 @@ It differs from later releases in its pools: averages leave the padding out, and
 are called as in the released graph.
 """
 
+import functools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
@@ -15,91 +17,91 @@ from vgjax.models.layers import BatchNorm
 
 SIDE = 299  # pixels of the pictures that the network was trained on
 EPSILON = 1e-3  # of the batch norms
+SQUARE, ROW, COLUMN = (3, 3), (1, 7), (7, 1)  # height and width of kernels
+
+AVERAGE = functools.partial(nn.avg_pool, window_shape=SQUARE, padding="SAME", count_include_pad=False)
+MAXIMUM = functools.partial(nn.max_pool, window_shape=SQUARE, padding="SAME")
+HALVE = functools.partial(nn.max_pool, window_shape=SQUARE, strides=(2, 2))
 
 
 class Conv(NamedTuple):
-    """A convolution: padded to keep the size, unless it strides."""
+    """A convolution: padded to keep the size, unless it strides or is not `padded`."""
 
     name: str
     features: int
     size: tuple[int, int] = (1, 1)
     stride: int = 1
+    padded: bool = True
 
 
-# A branch runs its steps in order; a pair of convolutions runs side by side, concatenated.
-Step = Conv | tuple[Conv, Conv] | str
+# A branch runs its steps in order: pools, convolutions, and pairs of them side by side, concatenated.
+Step = Conv | tuple[Conv, Conv] | Callable[[chex.Array], chex.Array]
 Branch = tuple[Step, ...]
-AVERAGE, MAXIMUM, HALVE = "average", "maximum", "halve"
+
+
+def _chain(name: str, *convs: tuple) -> Branch:
+    """Convolutions in order, called `name`_1 and so on."""
+    return tuple(Conv(f"{name}_{place}", *conv) for place, conv in enumerate(convs, start=1))
+
+
+def _fork(name: str) -> tuple[Conv, Conv]:
+    return Conv(f"{name}a", 384, (1, 3)), Conv(f"{name}b", 384, (3, 1))
 
 
 def _block_a(pool: int) -> tuple[Branch, ...]:
     return (
         (Conv("branch1x1", 64),),
-        (Conv("branch5x5_1", 48), Conv("branch5x5_2", 64, (5, 5))),
-        (Conv("branch3x3dbl_1", 64), Conv("branch3x3dbl_2", 96, (3, 3)), Conv("branch3x3dbl_3", 96, (3, 3))),
+        _chain("branch5x5", (48,), (64, (5, 5))),
+        _chain("branch3x3dbl", (64,), (96, SQUARE), (96, SQUARE)),
         (AVERAGE, Conv("branch_pool", pool)),
-    )
-
-
-def _block_b() -> tuple[Branch, ...]:
-    return (
-        (Conv("branch3x3", 384, (3, 3), 2),),
-        (Conv("branch3x3dbl_1", 64), Conv("branch3x3dbl_2", 96, (3, 3)), Conv("branch3x3dbl_3", 96, (3, 3), 2)),
-        (HALVE,),
     )
 
 
 def _block_c(inner: int) -> tuple[Branch, ...]:
     return (
         (Conv("branch1x1", 192),),
-        (Conv("branch7x7_1", inner), Conv("branch7x7_2", inner, (1, 7)), Conv("branch7x7_3", 192, (7, 1))),
-        (
-            Conv("branch7x7dbl_1", inner),
-            Conv("branch7x7dbl_2", inner, (7, 1)),
-            Conv("branch7x7dbl_3", inner, (1, 7)),
-            Conv("branch7x7dbl_4", inner, (7, 1)),
-            Conv("branch7x7dbl_5", 192, (1, 7)),
-        ),
+        _chain("branch7x7", (inner,), (inner, ROW), (192, COLUMN)),
+        _chain("branch7x7dbl", (inner,), (inner, COLUMN), (inner, ROW), (inner, COLUMN), (192, ROW)),
         (AVERAGE, Conv("branch_pool", 192)),
     )
 
 
-def _block_d() -> tuple[Branch, ...]:
-    return (
-        (Conv("branch3x3_1", 192), Conv("branch3x3_2", 320, (3, 3), 2)),
-        (
-            Conv("branch7x7x3_1", 192),
-            Conv("branch7x7x3_2", 192, (1, 7)),
-            Conv("branch7x7x3_3", 192, (7, 1)),
-            Conv("branch7x7x3_4", 192, (3, 3), 2),
-        ),
-        (HALVE,),
-    )
-
-
-def _block_e(pool: str) -> tuple[Branch, ...]:
+def _block_e(pool: Step) -> tuple[Branch, ...]:
     return (
         (Conv("branch1x1", 320),),
-        (Conv("branch3x3_1", 384), (Conv("branch3x3_2a", 384, (1, 3)), Conv("branch3x3_2b", 384, (3, 1)))),
-        (
-            Conv("branch3x3dbl_1", 448),
-            Conv("branch3x3dbl_2", 384, (3, 3)),
-            (Conv("branch3x3dbl_3a", 384, (1, 3)), Conv("branch3x3dbl_3b", 384, (3, 1))),
-        ),
+        (Conv("branch3x3_1", 384), _fork("branch3x3_2")),
+        (*_chain("branch3x3dbl", (448,), (384, SQUARE)), _fork("branch3x3dbl_3")),
         (pool, Conv("branch_pool", 192)),
     )
 
 
+STEM: Branch = (
+    Conv("Conv2d_1a_3x3", 32, SQUARE, 2),
+    Conv("Conv2d_2a_3x3", 32, SQUARE, padded=False),
+    Conv("Conv2d_2b_3x3", 64, SQUARE),
+    HALVE,
+    Conv("Conv2d_3b_1x1", 80),
+    Conv("Conv2d_4a_3x3", 192, SQUARE, padded=False),
+    HALVE,
+)
 BLOCKS: dict[str, tuple[Branch, ...]] = {
     "Mixed_5b": _block_a(32),
     "Mixed_5c": _block_a(64),
     "Mixed_5d": _block_a(64),
-    "Mixed_6a": _block_b(),
+    "Mixed_6a": (
+        (Conv("branch3x3", 384, SQUARE, 2),),
+        _chain("branch3x3dbl", (64,), (96, SQUARE), (96, SQUARE, 2)),
+        (HALVE,),
+    ),
     "Mixed_6b": _block_c(128),
     "Mixed_6c": _block_c(160),
     "Mixed_6d": _block_c(160),
     "Mixed_6e": _block_c(192),
-    "Mixed_7a": _block_d(),
+    "Mixed_7a": (
+        _chain("branch3x3", (192,), (320, SQUARE, 2)),
+        _chain("branch7x7x3", (192,), (192, ROW), (192, COLUMN), (192, SQUARE, 2)),
+        (HALVE,),
+    ),
     "Mixed_7b": _block_e(AVERAGE),
     "Mixed_7c": _block_e(MAXIMUM),
 }
@@ -111,90 +113,53 @@ def resize(image_BHWC: chex.Array) -> chex.Array:
     return jax.image.resize(image_BHWC, (batch, SIDE, SIDE, channels), "bilinear", antialias=False)
 
 
-def _pool(kind: str, x_BHWC: chex.Array) -> chex.Array:
-    if kind == HALVE:
-        return nn.max_pool(x_BHWC, (3, 3), (2, 2))
-    around = ((1, 1), (1, 1))
-    if kind == AVERAGE:
-        return nn.avg_pool(x_BHWC, (3, 3), padding=around, count_include_pad=False)
-    return nn.max_pool(x_BHWC, (3, 3), padding=around)
-
-
 class ConvNorm(nn.Module):
-    """Convolution without bias, batch norm by its running statistics, ReLU.
+    """Convolution without bias, batch norm by its running statistics, ReLU."""
 
-    Attributes:
-      features: output channels.
-      size: height and width of the kernel.
-      stride: along both axes.
-      padded: keeps the size by zeros around the picture.
-    """
-
-    features: int
-    size: tuple[int, int]
-    stride: int
-    padded: bool
+    conv: Conv
 
     @nn.compact
     def __call__(self, x_BHWC: chex.Array) -> chex.Array:
-        padding = "SAME" if self.padded else "VALID"
-        strides = (self.stride, self.stride)
-        x_BHWC = nn.Conv(self.features, self.size, strides, padding, use_bias=False, name="conv")(x_BHWC)
+        c = self.conv
+        padding = "SAME" if c.padded and c.stride == 1 else "VALID"
+        x_BHWC = nn.Conv(c.features, c.size, (c.stride, c.stride), padding, use_bias=False, name="conv")(x_BHWC)
         return nn.relu(BatchNorm(epsilon=EPSILON, name="bn")(x_BHWC, train=False))
 
 
-class Mixed(nn.Module):
-    """Branches side by side, concatenated.
+def _run(branch: Branch, x_BHWC: chex.Array) -> chex.Array:
+    """What a branch makes of features; its layers become those of the calling module."""
+    for step in branch:
+        if callable(step):
+            x_BHWC = step(x_BHWC)
+        else:
+            convs = (step,) if isinstance(step, Conv) else step
+            x_BHWC = jnp.concatenate([ConvNorm(conv, name=conv.name)(x_BHWC) for conv in convs], -1)
+    return x_BHWC
 
-    Attributes:
-      branches: what each of them does.
-    """
+
+class Mixed(nn.Module):
+    """Branches side by side, concatenated."""
 
     branches: tuple[Branch, ...]
 
     @nn.compact
     def __call__(self, x_BHWC: chex.Array) -> chex.Array:
-        outputs = []
-        for branch in self.branches:
-            y_BHWC = x_BHWC
-            for step in branch:
-                if isinstance(step, str):
-                    y_BHWC = _pool(step, y_BHWC)
-                else:
-                    convs = (step,) if isinstance(step, Conv) else step
-                    y_BHWC = jnp.concatenate(
-                        [ConvNorm(c.features, c.size, c.stride, c.stride == 1, name=c.name)(y_BHWC) for c in convs], -1
-                    )
-            outputs.append(y_BHWC)
-        return jnp.concatenate(outputs, -1)
+        return jnp.concatenate([_run(branch, x_BHWC) for branch in self.branches], -1)
 
 
 class InceptionV3(nn.Module):
-    """Pictures to features and class logits, with frozen statistics.
-
-    Attributes:
-      classes: of the logits.
-    """
+    """Pictures to features and class logits, with frozen statistics."""
 
     classes: int = 1008
 
     @nn.compact
     def __call__(self, image_BHWC: chex.Array) -> tuple[chex.Array, chex.Array]:
-        """Runs the network.
+        """The features that FID compares ("pool3"), (B, 2048), and logits (B, classes).
 
         Args:
           image_BHWC: RGB pictures in [-1, 1], `resize`d; at least 75 pixels a side.
-
-        Returns:
-          The features that FID compares ("pool3") of shape (B, 2048), and logits (B, classes).
         """
-        x_BHWC = ConvNorm(32, (3, 3), 2, padded=False, name="Conv2d_1a_3x3")(image_BHWC)
-        x_BHWC = ConvNorm(32, (3, 3), 1, padded=False, name="Conv2d_2a_3x3")(x_BHWC)
-        x_BHWC = ConvNorm(64, (3, 3), 1, padded=True, name="Conv2d_2b_3x3")(x_BHWC)
-        x_BHWC = _pool(HALVE, x_BHWC)
-        x_BHWC = ConvNorm(80, (1, 1), 1, padded=False, name="Conv2d_3b_1x1")(x_BHWC)
-        x_BHWC = ConvNorm(192, (3, 3), 1, padded=False, name="Conv2d_4a_3x3")(x_BHWC)
-        x_BHWC = _pool(HALVE, x_BHWC)
+        x_BHWC = _run(STEM, image_BHWC)
         for name, branches in BLOCKS.items():
             x_BHWC = Mixed(branches, name=name)(x_BHWC)
         features_BD = x_BHWC.mean((1, 2))

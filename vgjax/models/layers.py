@@ -4,10 +4,14 @@ Images are NHWC. Convolutions carry biases and are initialised Xavier-normal, as
 follows the promoted dtype of input and parameters, so the same modules run in float32 and in float64.
 """
 
+from collections.abc import Callable
+
 import chex
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+
+from vgjax.models.lora import COLLECTION
 
 # torch's variance epsilon, shared by batch norm and by the parameterless AdaIN.
 VARIANCE_EPSILON = 1e-5
@@ -46,15 +50,7 @@ class BatchNorm(nn.Module):
 
     @nn.compact
     def __call__(self, x: chex.Array, train: bool) -> chex.Array:
-        """Normalises x of shape (..., C).
-
-        Args:
-          x: features, channels last.
-          train: True takes the statistics of the batch and updates the collection `batch_stats`; False uses the
-            running ones.
-
-        Returns:
-          Features of the shape and dtype of x.
+        """Normalises x of shape (..., C), by its own statistics in training, which also updates `batch_stats`.
 
         Raises:
           ValueError: a training batch with one value a channel, which has no variance.
@@ -113,6 +109,39 @@ def attention(q_BNhd: chex.Array, k_BLhd: chex.Array, v_BLhd: chex.Array, mask_B
     return jnp.einsum("bhnl,blhd->bnhd", jax.nn.softmax(logits).astype(v_BLhd.dtype), v_BLhd)
 
 
+def text_attention(
+    x_BLD: chex.Array,
+    mask_BL: chex.Array,
+    heads: int,
+    linear: Callable[..., nn.Dense],
+    bias_1NLL: chex.Array | None = None,
+    scale: float | None = None,
+) -> chex.Array:
+    """Self-attention of a language model, as wide as its projections, which become layers of the calling module.
+
+    Args:
+      mask_BL: False for padding.
+      linear: a projection, given its name.
+      bias_1NLL: added to the scores of each head.
+      scale: factor of the scores; None: one over the root of a head's width.
+    """
+    q, k, v = (linear(name=name)(x_BLD).reshape(*x_BLD.shape[:2], heads, -1) for name in ("query", "key", "value"))
+    attended = jax.nn.dot_product_attention(q, k, v, bias_1NLL, mask_BL[:, None, None, :], scale=scale)
+    return attended.reshape(*x_BLD.shape[:2], -1)
+
+
+def stack(layer: Callable[..., nn.Module], depth: int, unroll: int = 1) -> Callable[..., nn.Module]:
+    """`depth` layers in a row as one scan over stacked parameters; all inputs but the first go to each of them."""
+    return nn.scan(
+        layer,
+        {"params": 0, COLLECTION: 0},
+        split_rngs={"params": True},
+        in_axes=nn.broadcast,
+        length=depth,
+        unroll=unroll,
+    )
+
+
 def max_pool_2x2(x_BHWC: chex.Array) -> chex.Array:
     """Maximum over disjoint 2x2 windows: (B, H, W, C) -> (B, H/2, W/2, C). Among equals the first gets the gradient."""
     return nn.max_pool(x_BHWC, window_shape=(2, 2), strides=(2, 2))
@@ -131,11 +160,8 @@ def adain(content_BHWC: chex.Array, style_BZ: chex.Array) -> chex.Array:
     mean *over the Z entries* of that sample's style: two scalars a sample. All variances are unbiased, plus 1e-5.
 
     Args:
-      content_BHWC: features to restyle.
+      content_BHWC: features to restyle; the result has their shape.
       style_BZ: style vectors, Z >= 2.
-
-    Returns:
-      Restyled features (B, H, W, C).
     """
     chex.assert_rank([content_BHWC, style_BZ], [4, 2])
     mean = content_BHWC.mean((1, 2), keepdims=True)
@@ -151,12 +177,9 @@ def straight_through_gumbel_softmax(
     """One-hot sample over the last axis whose gradient is that of the softmax (Jang et al. 2017, section 2.2).
 
     Args:
-      logits: unnormalised log-probabilities (..., K).
+      logits: unnormalised log-probabilities (..., K), the shape of the result, which is exactly one-hot.
       gumbel_noise: standard Gumbel noise of the same shape (`jax.random.gumbel`); None gives the deterministic mode.
       tau: temperature of the softmax that the gradient sees.
-
-    Returns:
-      Exactly one-hot vectors (..., K).
     """
     if gumbel_noise is not None:
         chex.assert_equal_shape([logits, gumbel_noise])

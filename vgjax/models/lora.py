@@ -21,14 +21,7 @@ COLLECTION = "lora"
 
 @dataclasses.dataclass(frozen=True)
 class Adapter:
-    """Size and strength of an adapter.
-
-    Attributes:
-      rank: of every update.
-      alpha: the update counts alpha / rank, or alpha / sqrt(rank) where `rank_stabilised` (Kalajdzievski 2023).
-      targets: names of modules to adapt, in torch's spelling; a module is adapted if its name is one of them or ends in
-        a dot and one of them.
-    """
+    """Size and strength of an adapter of the modules whose names, in torch's spelling, end in one of the `targets`."""
 
     rank: int
     alpha: float
@@ -37,11 +30,11 @@ class Adapter:
 
     @property
     def scale(self) -> float:
-        """Factor of A B."""
+        """Factor of A B: alpha / rank, or alpha / sqrt(rank) where `rank_stabilised` (Kalajdzievski 2023)."""
         return self.alpha / (self.rank**0.5 if self.rank_stabilised else self.rank)
 
     def adapts(self, name: str) -> bool:
-        """Whether the module of this (torch) name is adapted."""
+        """Whether the module of this (torch) name is a target, or ends in a dot and one."""
         return any(f".{name}".endswith(f".{target}") for target in self.targets)
 
 
@@ -72,8 +65,7 @@ def init(key: jax.Array, params: Mapping[str, Any], adapter: Adapter, name_of: C
 
 def scaled(adapter_params: Any, scale: float) -> Any:
     """The collection that `Dense` and `PatchConv` read: `up` with the scale multiplied in."""
-    flat = traverse_util.flatten_dict(adapter_params)
-    return traverse_util.unflatten_dict({path: a * scale if path[-1] == "up" else a for path, a in flat.items()})
+    return traverse_util.path_aware_map(lambda path, a: a * scale if path[-1] == "up" else a, adapter_params)
 
 
 def merge(params: Mapping[str, Any], adapter_params: Any, scale: float) -> dict[str, Any]:
@@ -88,12 +80,7 @@ def merge(params: Mapping[str, Any], adapter_params: Any, scale: float) -> dict[
 
 
 class Dense(nn.Module):
-    """A linear layer, with an adapter where the collection "lora" has one for it.
-
-    Attributes:
-      features: width of the output.
-      kernel_init: initialiser of the kernel; the bias starts at zero.
-    """
+    """A linear layer, with an adapter where the collection "lora" has one for it; the bias starts at zero."""
 
     features: int
     kernel_init: Callable[..., jax.Array] = nn.initializers.lecun_normal()
@@ -101,22 +88,11 @@ class Dense(nn.Module):
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         """(..., in) -> (..., features)."""
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        y = x @ kernel.astype(x.dtype) + _like(bias, x)
-        if self.has_variable(COLLECTION, "down"):
-            down, up = _halves(self, x.dtype)
-            y = y + (x @ down) @ up
-        return y
+        return _affine(self, x, jnp.matmul, self.param("kernel", self.kernel_init, (x.shape[-1], self.features)))
 
 
 class PatchConv(nn.Module):
-    """A convolution whose stride is its kernel's size, with an adapter where the collection "lora" has one for it.
-
-    Attributes:
-      features: width of the output.
-      patch: side of the kernel in pixels.
-    """
+    """A convolution whose stride is its kernel's size, with an adapter where the collection "lora" has one for it."""
 
     features: int
     patch: int
@@ -124,29 +100,17 @@ class PatchConv(nn.Module):
     @nn.compact
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         """(B, H, W, C) -> (B, H / patch, W / patch, features)."""
-        channels = x_BHWC.shape[-1]
-        shape = (self.patch, self.patch, channels, self.features)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape).astype(x_BHWC.dtype)
-        bias = self.param("bias", nn.initializers.zeros, (self.features,))
-        out = self._convolve(x_BHWC, kernel) + _like(bias, x_BHWC)
-        if self.has_variable(COLLECTION, "down"):
-            down, up = _halves(self, x_BHWC.dtype)
-            out = out + self._convolve(x_BHWC, down) @ up
-        return out
-
-    def _convolve(self, x_BHWC: jax.Array, kernel: jax.Array) -> jax.Array:
-        strides = (self.patch, self.patch)
-        return jax.lax.conv_general_dilated(
-            x_BHWC, kernel, strides, "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC")
-        )
+        size, layout = (self.patch, self.patch), ("NHWC", "HWIO", "NHWC")
+        convolve = lambda x, kernel: jax.lax.conv_general_dilated(x, kernel, size, "VALID", dimension_numbers=layout)
+        kernel = self.param("kernel", nn.initializers.lecun_normal(), (*size, x_BHWC.shape[-1], self.features))
+        return _affine(self, x_BHWC, convolve, kernel)
 
 
-def _halves(module: nn.Module, dtype: Any) -> tuple[jax.Array, jax.Array]:
-    down: jax.Array = module.get_variable(COLLECTION, "down")
-    up: jax.Array = module.get_variable(COLLECTION, "up")
-    return down.astype(dtype), up.astype(dtype)
-
-
-def _like(bias: jax.Array, x: jax.Array) -> jax.Array:
-    """The bias with the rank and dtype of the features that it is added to."""
-    return bias.astype(x.dtype).reshape((1,) * (x.ndim - 1) + (-1,))
+def _affine(module: nn.Module, x: jax.Array, times: Callable[..., jax.Array], kernel: jax.Array) -> jax.Array:
+    """The module's output: `times` applies a kernel, its own or the adapter's first half, to the input."""
+    bias = module.param("bias", nn.initializers.zeros, kernel.shape[-1:]).astype(x.dtype)
+    y = times(x, kernel.astype(x.dtype)) + jnp.expand_dims(bias, range(x.ndim - 1))
+    if module.has_variable(COLLECTION, "down"):
+        down, up = (jnp.asarray(module.get_variable(COLLECTION, side), x.dtype) for side in ("down", "up"))
+        y = y + times(x, down) @ up
+    return y

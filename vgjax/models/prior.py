@@ -105,11 +105,7 @@ class Decoder(nn.Module):
 
 
 class VisualPrior(nn.Module):
-    """Anatomy encoder, modality encoder, segmentor, decoder and the head that reads appearance back from mu.
-
-    Attributes:
-      appearance: how many statistics `vgjax.models.appearance.statistics` returns.
-    """
+    """Anatomy encoder, modality encoder, segmentor, decoder and the head that reads appearance back from mu."""
 
     widths: Sequence[int]
     modality_widths: Sequence[int]
@@ -117,7 +113,7 @@ class VisualPrior(nn.Module):
     decoder_widths: Sequence[int]
     anatomy_factors: int
     modality_factors: int
-    appearance: int
+    appearance: int  # how many statistics `vgjax.models.appearance.statistics` returns
 
     def setup(self) -> None:
         self.a_encoder = AnatomyEncoder(self.widths, self.anatomy_factors)
@@ -128,12 +124,8 @@ class VisualPrior(nn.Module):
 
     @property
     def structure_channels(self) -> int:
-        """How many maps leave stage 1 as anatomy: the factors', and the lesion's probability."""
+        """Maps that leave stage 1 as anatomy: the factors', and the lesion's probability."""
         return self.anatomy_factors + 1
-
-    def read_appearance(self, mu_BZ: jax.Array) -> jax.Array:
-        """Appearance statistics (B, `appearance`) implied by a modality vector."""
-        return self.appearance_head(mu_BZ)
 
     def __call__(self, x_BHWC: jax.Array) -> PriorOutput:
         """Takes a picture apart and puts it together again, without noise: z = mu."""
@@ -143,6 +135,8 @@ class VisualPrior(nn.Module):
         self, x_BHWC: jax.Array, lesion_BHW: jax.Array, key: jax.Array, restyle: Restyle
     ) -> tuple[PriorOutput, dict[str, jax.Array]]:
         """The training pass with noise drawn from `key`: the map may not depend on imaging style, mu has to tell it.
+
+        The anatomy is read from a restyled copy, whose imaging style is of no use to rebuild x.
 
         Args:
           x_BHWC: pictures in [-1, 1].
@@ -155,29 +149,13 @@ class VisualPrior(nn.Module):
         keys = jax.random.split(key, 3)
         gumbel = jax.random.gumbel(keys[0], (*x_BHWC.shape[:3], self.anatomy_factors))
         eps = jax.random.normal(keys[1], (len(x_BHWC), self.modality_factors))
-        output, logits = self.training_pass(x_BHWC, restyle(keys[2], x_BHWC), gumbel, eps)
-        restyled, plain = (jax.nn.softmax(x) for x in logits)
+        both = self.a_encoder(jnp.concatenate([restyle(keys[2], x_BHWC), x_BHWC]))
+        restyled, plain = jnp.split(both, 2)
+        output = self._rebuild(x_BHWC, straight_through_gumbel_softmax(restyled, gumbel), eps)
         return output, {
-            "consistency": jnp.square(plain - restyled).sum(-1).mean((1, 2)),
-            "appearance": losses.mse(self.read_appearance(output.mu_BZ), statistics(x_BHWC, lesion_BHW)),
+            "consistency": jnp.square(nn.softmax(plain) - nn.softmax(restyled)).sum(-1).mean((1, 2)),
+            "appearance": losses.mse(self.appearance_head(output.mu_BZ), statistics(x_BHWC, lesion_BHW)),
         }
-
-    def training_pass(
-        self, x_BHWC: jax.Array, restyled_BHWC: jax.Array, gumbel_BHWK: jax.Array, eps_BZ: jax.Array
-    ) -> tuple[PriorOutput, tuple[jax.Array, jax.Array]]:
-        """The same with noise, the anatomy read from a restyled copy, whose imaging style is of no use to rebuild x.
-
-        Args:
-          x_BHWC: pictures in [-1, 1].
-          restyled_BHWC: the same geometry in another imaging style.
-          gumbel_BHWK: standard Gumbel noise of the anatomy map.
-          eps_BZ: standard normal noise of the modality sample.
-
-        Returns:
-          The output, and the anatomy logits of both copies (B, H, W, K), which ought to agree.
-        """
-        logits, plain = jnp.split(self.a_encoder(jnp.concatenate([restyled_BHWC, x_BHWC])), 2)
-        return self._rebuild(x_BHWC, straight_through_gumbel_softmax(logits, gumbel_BHWK), eps_BZ), (logits, plain)
 
     def _rebuild(self, x_BHWC: jax.Array, anatomy_BHWK: jax.Array, eps_BZ: jax.Array | float) -> PriorOutput:
         segmentation = nn.softmax(self.segmentor(anatomy_BHWK))

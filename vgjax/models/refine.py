@@ -14,21 +14,15 @@ STEP = 0.1  # scale of the correction
 
 
 class Refine(nn.Module):
-    """Adds a correction, zero at first, made from the noisy input and the transformer's output.
-
-    Attributes:
-      width: channels of the convolutions.
-    """
+    """Adds a correction, zero at first, made from the noisy input and the transformer's output."""
 
     width: int
 
     @nn.compact
     def __call__(self, output_BHWC: jax.Array, x_BHWC: jax.Array, condition_BD: jax.Array) -> jax.Array:
-        """Corrected output of the same shape.
+        """The transformer's output for the noisy x, corrected.
 
         Args:
-          output_BHWC: the transformer's output.
-          x_BHWC: its noisy input.
           condition_BD: timestep and style; scales and shifts each channel (Perez et al. 2018, "FiLM").
         """
         # Unchecked, the gradient of these layers is tens of times the transformer's and clipping starves the latter:

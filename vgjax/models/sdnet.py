@@ -28,29 +28,18 @@ from vgjax.models.layers import (
 
 @struct.dataclass
 class PriorOutput:
-    """Everything that the stage-1 losses look at.
+    """Everything that the stage-1 losses look at; "tilde" is what is read back from the rebuilt image."""
 
-    Attributes:
-      anatomy_BHWK: one-hot anatomy map of the image.
-      segmentation_BHWS: class probabilities, background first.
-      mu_BZ: mean of the modality posterior.
-      logvar_BZ: its log-variance.
-      z_BZ: the modality sample that the image was rebuilt from.
-      reconstruction_BHWC: rebuilt image, in [-1, 1].
-      anatomy_tilde_BHWK: anatomy map read back from the rebuilt image.
-      mu_tilde_BZ: modality mean read back from the rebuilt image.
-      structure_BHWF: the maps that leave stage 1 as anatomy: the anatomy map; in the default the lesion's probability
-        as one more, which text knows most about.
-    """
-
-    anatomy_BHWK: chex.Array
-    segmentation_BHWS: chex.Array
-    mu_BZ: chex.Array
-    logvar_BZ: chex.Array
-    z_BZ: chex.Array
-    reconstruction_BHWC: chex.Array
+    anatomy_BHWK: chex.Array  # one-hot
+    segmentation_BHWS: chex.Array  # class probabilities, background first
+    mu_BZ: chex.Array  # mean of the modality posterior
+    logvar_BZ: chex.Array  # its log-variance
+    z_BZ: chex.Array  # the modality sample that the image was rebuilt from
+    reconstruction_BHWC: chex.Array  # in [-1, 1]
     anatomy_tilde_BHWK: chex.Array
     mu_tilde_BZ: chex.Array
+    # The maps that leave stage 1 as anatomy: the anatomy map; in the default the lesion's probability as one more,
+    # which text knows most about.
     structure_BHWF: chex.Array
 
 
@@ -61,8 +50,9 @@ class BottleneckBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: chex.Array, train: bool) -> chex.Array:
-        y_BHWC = BatchNorm(name="norm1")(conv(self.features, name="conv1")(nn.relu(x_BHWC)), train)
-        y_BHWC = BatchNorm(name="norm2")(conv(self.features, name="conv2")(nn.relu(y_BHWC)), train)
+        y_BHWC = x_BHWC
+        for i in (1, 2):
+            y_BHWC = BatchNorm(name=f"norm{i}")(conv(self.features, name=f"conv{i}")(nn.relu(y_BHWC)), train)
         skip_BHWC = conv(self.features, kernel_size=1, name="conv_skip")(nn.relu(x_BHWC))
         return y_BHWC + BatchNorm(name="norm_skip")(skip_BHWC, train)
 
@@ -124,8 +114,7 @@ class ModalityEncoder(nn.Module):
             x_BHWC = nn.leaky_relu(BatchNorm(name=f"norm{block}")(x_BHWC, train), 0.2)
         # Channels lead in the flattened order, so that weights trained on NCHW maps fit.
         flat = x_BHWC.transpose(0, 3, 1, 2).reshape(x_BHWC.shape[0], -1)
-        hidden = BatchNorm(name="norm")(dense(self.hidden_dim, name="fc")(flat), train)
-        hidden = nn.leaky_relu(hidden, 0.03)
+        hidden = nn.leaky_relu(BatchNorm(name="norm")(dense(self.hidden_dim, name="fc")(flat), train), 0.03)
         return dense(self.modality_factors, name="mu")(hidden), dense(self.modality_factors, name="logvar")(hidden)
 
 
@@ -156,23 +145,11 @@ class Decoder(nn.Module):
 
 
 class SDNet(nn.Module):
-    """The four networks of the visual prior and the two ways to run them together.
+    """The four networks of the visual prior and the two ways to run them together."""
 
-    Attributes:
-      anatomy_factors: K.
-      modality_factors: Z.
-      unet_widths: channels of the anatomy encoder's levels, finest first.
-      modality_widths: channels of the modality encoder's convolutions.
-      modality_hidden_dim: width of its linear layer.
-      segmentor_features: hidden channels of the segmentor.
-      decoder_widths: channels between the decoder's convolutions.
-      image_channels: channels of the image.
-      classes: segmentation classes, background first.
-    """
-
-    anatomy_factors: int = 8
-    modality_factors: int = 8
-    unet_widths: Sequence[int] = (64, 128, 256, 512)
+    anatomy_factors: int = 8  # K
+    modality_factors: int = 8  # Z
+    unet_widths: Sequence[int] = (64, 128, 256, 512)  # finest level first
     modality_widths: Sequence[int] = (16, 32, 64, 128)
     modality_hidden_dim: int = 32
     segmentor_features: int = 64
@@ -188,7 +165,7 @@ class SDNet(nn.Module):
 
     @property
     def structure_channels(self) -> int:
-        """How many maps leave stage 1 as anatomy."""
+        """Maps that leave stage 1 as anatomy."""
         return self.anatomy_factors
 
     def __call__(self, image_BHWC: chex.Array) -> PriorOutput:
@@ -198,12 +175,7 @@ class SDNet(nn.Module):
     def noisy_pass(
         self, image_BHWC: chex.Array, lesion_BHW: chex.Array, key: chex.PRNGKey, restyle: Any
     ) -> tuple[PriorOutput, dict[str, chex.Array]]:
-        """The published training pass with noise drawn from `key`; it adds no term of its own to the loss.
-
-        Args:
-          image_BHWC: images in [-1, 1].
-          lesion_BHW, restyle: unused, as published.
-        """
+        """`training_pass` with noise drawn from `key`; no further loss term, and no use of the others, as published."""
         keys = jax.random.split(key, 3)
         shape = (*image_BHWC.shape[:3], self.anatomy_factors)
         gumbel_1, gumbel_2 = jax.random.gumbel(keys[0], shape), jax.random.gumbel(keys[1], shape)
@@ -213,15 +185,13 @@ class SDNet(nn.Module):
     def training_pass(
         self, image_BHWC: chex.Array, gumbel_1_BHWK: chex.Array, gumbel_2_BHWK: chex.Array, eps_1_BZ: chex.Array
     ) -> PriorOutput:
-        """Rebuilds the image and reads the factors back from the result.
+        """Rebuilds the images, in [-1, 1], and reads the factors back from the result.
 
         Both encoders run twice, so their running statistics (collection `batch_stats`, to be made mutable) take two
         steps; the segmentor's take one.
 
         Args:
-          image_BHWC: images in [-1, 1].
-          gumbel_1_BHWK: standard Gumbel noise of the first anatomy pass.
-          gumbel_2_BHWK: that of the second, on the rebuilt image.
+          gumbel_1_BHWK, gumbel_2_BHWK: standard Gumbel noise of the first anatomy pass, and of that on the result.
           eps_1_BZ: standard normal noise of the modality sample.
 
         Raises:
@@ -236,7 +206,7 @@ class SDNet(nn.Module):
     def _rebuild(
         self, image_BHWC: chex.Array, gumbel_BHWK: chex.Array | None, eps_BZ: chex.Array | None
     ) -> PriorOutput:
-        """One way through the networks, in training where there is noise; nothing is read back yet."""
+        """Once through the networks, in training where there is noise; nothing is read back yet."""
         train = eps_BZ is not None
         anatomy_BHWK = straight_through_gumbel_softmax(self.anatomy_encoder(image_BHWC, train), gumbel_BHWK)
         segmentation_BHWS = self.segmentor(anatomy_BHWK, train)

@@ -24,11 +24,7 @@ BATCH_SIZE = 16  # rows of every batch, filled up with padding
 
 
 class TextEncoder(Protocol):
-    """Texts to vectors: (B, width) float32, each independent of the others in the batch.
-
-    Attributes:
-      width: D.
-    """
+    """Texts to vectors: (B, width) float32, each independent of the others in the batch."""
 
     width: int
 
@@ -70,9 +66,7 @@ class PooledBert:
         """Takes the parts of one model.
 
         Args:
-          module: the network.
-          variables: its weights.
-          tokenizer: its word pieces; cutting off and padding are set here.
+          tokenizer: cutting off and padding are set here.
           max_length: texts are cut off at this many tokens, and at the network's own limit.
 
         Raises:
@@ -114,7 +108,8 @@ class PooledBert:
         whatever it is batched with.
         """
         pieces = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
-        buckets = [self._bucket(len(ids)) for ids in pieces]
+        # The next power of two, within these bounds.
+        buckets = [min(self._limit, max(SMALLEST_BUCKET, 1 << (len(ids) - 1).bit_length())) for ids in pieces]
         for bucket in sorted(set(buckets)):
             rows = [row for row, own in enumerate(buckets) if own == bucket]
             for start in range(0, len(rows), BATCH_SIZE):
@@ -125,7 +120,3 @@ class PooledBert:
                     ids_BL[place, : len(pieces[row])] = pieces[row]
                     mask_BL[place, : len(pieces[row])] = True
                 yield chunk, [len(pieces[row]) for row in chunk], np.asarray(encode(self._variables, ids_BL, mask_BL))
-
-    def _bucket(self, length: int) -> int:
-        """The next power of two, no less than `SMALLEST_BUCKET` and no more than the limit."""
-        return min(self._limit, max(SMALLEST_BUCKET, 1 << (length - 1).bit_length()))

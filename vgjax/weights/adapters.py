@@ -9,7 +9,7 @@ import numpy as np
 from flax import traverse_util
 
 from vgjax.models.lora import Adapter
-from vgjax.weights.convert import Path, Tensors, WeightsError
+from vgjax.weights.convert import Path, Tensors, WeightsError, floating, torch_axes
 from vgjax.weights.diffusers import PIXART
 
 # What stands before and after the module's name: PEFT's own files, diffusers' pipelines, and an adapter's name.
@@ -75,14 +75,14 @@ def adapter_from_torch(tensors: Tensors, params: Mapping[str, Any], where: str =
         if len(found) < len(modules):
             errors.append(f"{modules[0]} is adapted in {len(found)} of {len(modules)} layers")
         pairs = [rest.pop(module) for module in found]
-        stacked = len(modules) > 1 or "{layer}" in PIXART.table.torch_module(path[:-1])
+        stacked = PIXART.table.stacked(path[:-1])
         shape = leaf.shape[1:] if stacked else leaf.shape
         errors += [
             f"{m} does not fit a kernel {shape}" for m, pair in zip(found, pairs, strict=True) if not _fits(pair, shape)
         ]
         if not errors:
-            for side, index in (("down", 0), ("up", 1)):
-                parts = [pair[index] for pair in pairs]
+            for side in _SIDES.values():
+                parts = [pair[side] for pair in pairs]
                 flat[(*path[:-1], side)] = np.stack(parts) if stacked else parts[0]
     errors += [f"{module} is no layer of the transformer" for module in sorted(rest)]
     if errors:
@@ -98,21 +98,17 @@ def adapter_to_torch(adapter_params: Mapping[str, Any], prefix: str) -> dict[str
     """
     tensors: dict[str, np.ndarray] = {}
     for path, leaf in traverse_util.flatten_dict(jax.device_get(adapter_params)).items():
-        template, convolution = PIXART.table.torch_module(path[:-1]), path[0] == "pos_embed_proj"
-        parts = list(leaf) if "{layer}" in template else [leaf]
-        letter = {"down": "A", "up": "B"}[path[-1]]
-        for i, part in enumerate(parts):
+        template, letter = PIXART.table.torch_module(path[:-1]), {"down": "A", "up": "B"}[path[-1]]
+        if path == ("pos_embed_proj", "up"):  # a convolution's B is 1 x 1
+            leaf = leaf[None, None]
+        for i, part in enumerate(leaf if PIXART.table.stacked(path[:-1]) else [leaf]):
             name = f"{prefix}{template.replace('{layer}', str(i))}.lora_{letter}.weight"
-            if convolution:
-                part = part.transpose(3, 2, 0, 1) if part.ndim == 4 else part.T[:, :, None, None]
-            else:
-                part = part.T
-            tensors[name] = np.ascontiguousarray(part)
+            tensors[name] = np.ascontiguousarray(part.transpose(torch_axes(path[-1], part.ndim)))
     return tensors
 
 
-def _split(tensors: Tensors, where: str) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """(down, up) in our layout by torch module."""
+def _split(tensors: Tensors, where: str) -> dict[str, dict[str, np.ndarray]]:
+    """Both halves in our layout, by torch module and by our name of the half."""
     halves: dict[str, dict[str, np.ndarray]] = {}
     errors = []
     for name, tensor in tensors.items():
@@ -120,18 +116,16 @@ def _split(tensors: Tensors, where: str) -> dict[str, tuple[np.ndarray, np.ndarr
         if not match:
             errors.append(f"{name} is unexpected")
             continue
-        ours = tensor if tensor.dtype == np.float64 else np.asarray(tensor, np.float32)
-        if ours.ndim == 4:  # a convolution's B is 1 x 1
-            ours = ours.transpose(2, 3, 1, 0) if match[2] == "A" else ours[:, :, 0, 0].T
-        elif ours.ndim == 2:
-            ours = ours.T
-        halves.setdefault(match[1], {})[_SIDES[match[2]]] = ours
+        side = _SIDES[match[2]]
+        ours = floating(tensor).transpose(np.argsort(torch_axes(side, tensor.ndim)))
+        # A convolution's B is 1 x 1.
+        halves.setdefault(match[1], {})[side] = ours[0, 0] if side == "up" and ours.ndim == 4 else ours
     errors += [f"{module} lacks lora_A or lora_B" for module, sides in halves.items() if len(sides) < 2]
     if errors:
         raise WeightsError(f"{where}: {'; '.join(errors)}: give both halves of every layer")
-    return {module: (sides["down"], sides["up"]) for module, sides in halves.items()}
+    return halves
 
 
-def _fits(pair: tuple[np.ndarray, np.ndarray], shape: tuple[int, ...]) -> bool:
-    down, up = pair
+def _fits(pair: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> bool:
+    down, up = pair["down"], pair["up"]
     return down.shape[:-1] == shape[:-1] and up.shape == (down.shape[-1], shape[-1])

@@ -93,9 +93,7 @@ AUTOENCODER_KL = Network(
         ),
         # Older spellings.
         renames=(
-            (rf"^{_ATTENTION}\.query\.", r"\1.to_q."),
-            (rf"^{_ATTENTION}\.key\.", r"\1.to_k."),
-            (rf"^{_ATTENTION}\.value\.", r"\1.to_v."),
+            (rf"^{_ATTENTION}\.([qkv])(uery|ey|alue)\.", r"\1.to_\2."),
             (rf"^{_ATTENTION}\.proj_attn\.", r"\1.to_out.0."),
         ),
     ),

@@ -4,8 +4,6 @@ Linear (out, in) <-> kernel (in, out), convolution OIHW <-> HWIO, norms' weight 
 `batch_stats`; layers that we scan over are stacked along the leading axis.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
@@ -35,16 +33,13 @@ class WeightsError(ConfigError):
 class Table:
     """How one network's parameters are called in torch.
 
-    Attributes:
-      rows: ordered (pattern, name) over our module paths ("blocks/attn1/to_q"); the first full match gives torch's
-        name of the module, with groups filled in. "{layer}" stands for the index along the leading, stacked axis.
-      renames: (pattern, replacement) on torch's names before anything else: prefixes, older spellings.
-      ignored: torch names, after renaming, that are no part of our network.
+    The rows are ordered (pattern, name) over our module paths ("blocks/attn1/to_q"); the first full match gives torch's
+    name of the module, with groups filled in. "{layer}" stands for the index along the leading, stacked axis.
     """
 
     rows: tuple[tuple[str, str], ...]
-    renames: tuple[tuple[str, str], ...] = ()
-    ignored: str = ""
+    renames: tuple[tuple[str, str], ...] = ()  # (pattern, replacement) on torch's names first: prefixes, old spellings
+    ignored: str = ""  # torch names, after renaming, that are no part of our network
 
     def torch_module(self, path: Path) -> str:
         """torch's name of our module at `path`, with "{layer}" where layers are stacked.
@@ -54,17 +49,20 @@ class Table:
         """
         name = "/".join(path)
         for pattern, template in self.rows:
-            match = re.fullmatch(pattern, name)
-            if match:
+            if match := re.fullmatch(pattern, name):
                 return match.expand(template)
         raise LookupError(f"no row of the table matches '{name}'")
+
+    def stacked(self, path: Path) -> bool:
+        """Whether our module at `path` holds several of torch's along the leading axis."""
+        return "{layer}" in self.torch_module(path)
 
     def torch_names(self, path: Path, layers: int) -> list[str]:
         """Names of the tensors that make up our leaf at `path` (collection first), one a layer where stacked."""
         *modules, leaf = path[1:]
         module = self.torch_module(tuple(modules))
         name = f"{module}.{LEAVES.get(leaf, leaf)}".removeprefix(".")
-        return [name.replace("{layer}", str(i)) for i in range(layers)] if "{layer}" in name else [name]
+        return [name.replace("{layer}", str(i)) for i in range(layers if "{layer}" in name else 1)]
 
     def renamed(self, tensors: Tensors) -> dict[str, np.ndarray]:
         """Tensors under today's names, without the ignored ones.
@@ -87,8 +85,7 @@ class Table:
 
 def shapes_of(module: nn.Module, inputs: tuple[Any, ...]) -> dict[Path, jax.ShapeDtypeStruct]:
     """Shapes of the module's variables by path, collection first."""
-    abstract = jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs))
-    return traverse_util.flatten_dict(abstract)
+    return traverse_util.flatten_dict(jax.eval_shape(lambda: module.init(jax.random.key(0), *inputs)))
 
 
 def import_tensors(table: Table, tensors: Tensors, expected: Mapping[Path, Any], where: str) -> dict[str, Any]:
@@ -104,20 +101,21 @@ def import_tensors(table: Table, tensors: Tensors, expected: Mapping[Path, Any],
     """
     rest, flat, errors = dict(tensors), {}, []
     for path, leaf in expected.items():
-        names = table.torch_names(path, leaf.shape[0] if leaf.shape else 0)
-        stacked = "{layer}" in table.torch_module(path[1:-1])
+        stacked = table.stacked(path[1:-1])
         shape = leaf.shape[1:] if stacked else leaf.shape
+        axes = torch_axes(path[-1], len(shape))
+        torch_shape = tuple(shape[axis] for axis in axes)
         parts = []
-        for name in names:
+        for name in table.torch_names(path, leaf.shape[0] if stacked else 1):
             if name not in rest:
                 errors.append(f"{name} is missing")
                 continue
-            tensor = _floating(rest.pop(name))
-            if tensor.shape != _torch_shape(path, shape):
-                errors.append(f"{name} has shape {tensor.shape} instead of {_torch_shape(path, shape)}")
+            tensor = floating(rest.pop(name))
+            if tensor.shape != torch_shape:
+                errors.append(f"{name} has shape {tensor.shape} instead of {torch_shape}")
             parts.append(tensor)
         if not errors:
-            ours = [_flip(path, part) for part in parts]
+            ours = [part.transpose(np.argsort(axes)) for part in parts]
             flat[path] = np.stack(ours) if stacked else ours[0]
     errors += [f"{name} is unexpected" for name in sorted(rest)]
     if errors:
@@ -130,71 +128,41 @@ def export_tensors(table: Table, variables: Mapping[str, Any]) -> dict[str, np.n
     tensors: dict[str, np.ndarray] = {}
     for path, leaf in traverse_util.flatten_dict(variables).items():
         value = np.asarray(leaf)
-        stacked = "{layer}" in table.torch_module(path[1:-1])
-        parts = list(value) if stacked else [value]
+        parts = list(value) if table.stacked(path[1:-1]) else [value]
         for name, part in zip(table.torch_names(path, len(parts)), parts, strict=True):
-            tensors[name] = np.ascontiguousarray(_flip_back(path, part))
+            tensors[name] = np.ascontiguousarray(part.transpose(torch_axes(path[-1], part.ndim)))
             if name.endswith(".running_mean"):
                 tensors[name.removesuffix("running_mean") + COUNTER] = np.zeros((), np.int64)
     return tensors
 
 
-def _floating(tensor: np.ndarray) -> np.ndarray:
+def floating(tensor: np.ndarray) -> np.ndarray:
+    """The tensor in float32; float64 stays."""
     return tensor if tensor.dtype == np.float64 else np.asarray(tensor, np.float32)
 
 
-def _flip(path: Path, tensor: np.ndarray) -> np.ndarray:
-    """torch's layout -> ours."""
-    if path[-1] != "kernel":
-        return tensor
-    return tensor.T if tensor.ndim == 2 else tensor.transpose(2, 3, 1, 0)
-
-
-def _flip_back(path: Path, tensor: np.ndarray) -> np.ndarray:
-    """Our layout -> torch's."""
-    if path[-1] != "kernel":
-        return tensor
-    return tensor.T if tensor.ndim == 2 else tensor.transpose(3, 2, 0, 1)
-
-
-def _torch_shape(path: Path, shape: tuple[int, ...]) -> tuple[int, ...]:
-    if path[-1] != "kernel":
-        return shape
-    return shape[::-1] if len(shape) == 2 else (shape[3], shape[2], shape[0], shape[1])
-
-
-@dataclasses.dataclass(frozen=True)
-class Network:
-    """One kind of network that can be brought in and taken out.
-
-    Attributes:
-      table: names.
-      build: (tensors by today's names, values of config.json) -> our module of that size, and example inputs (shapes
-        count) of its `__call__`.
-    """
-
-    table: Table
-    build: Callable[[Sizes, Mapping[str, Any]], tuple[nn.Module, tuple[Any, ...]]]
+def torch_axes(leaf: str, rank: int) -> tuple[int, ...]:
+    """The axes of our leaf of this name in torch's order; the halves of an adapter are laid out as kernels are."""
+    axes = {2: (1, 0), 4: (3, 2, 0, 1)} if leaf in ("kernel", "down", "up") else {}
+    return axes.get(rank, tuple(range(rank)))
 
 
 class Sizes:
-    """Shapes of tensors by name; a network's size is read from them, so that no config has to be trusted."""
+    """Shapes of tensors by name; a network's size is read from them, so that no config has to be trusted.
+
+    Raises:
+      WeightsError: asked for the shape of a tensor that is not there.
+    """
 
     def __init__(self, tensors: Tensors, where: str):
         self._tensors, self._where = tensors, where
 
     def __call__(self, name: str) -> tuple[int, ...]:
-        """Shape of a tensor.
-
-        Raises:
-          WeightsError: there is none of that name.
-        """
         if name not in self._tensors:
             raise WeightsError(f"{self._where}: {name} is missing: give the weights of the whole network")
         return self._tensors[name].shape
 
     def has(self, name: str) -> bool:
-        """Whether there is a tensor of that name."""
         return name in self._tensors
 
     def count(self, pattern: str) -> int:
@@ -207,3 +175,13 @@ class Sizes:
         if not found:
             raise WeightsError(f"{self._where}: no tensor matches {pattern}: give the weights of the whole network")
         return len(found)
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """One kind of network that can be brought in and taken out."""
+
+    table: Table
+    # (tensors by today's names, values of config.json) -> our module of that size, and example inputs (shapes count) of
+    # its `__call__`.
+    build: Callable[[Sizes, Mapping[str, Any]], tuple[nn.Module, tuple[Any, ...]]]

@@ -33,7 +33,6 @@ def from_torch(
 
     Args:
       kind: a key of `NETWORKS`.
-      tensors: torch's tensors by name, as numpy arrays.
       config: the config.json of the same weights, for what shapes do not tell (attention heads, say).
       where: the tensors' origin, for messages.
 
@@ -66,11 +65,7 @@ def into(module: nn.Module, inputs: tuple[Any, ...], kind: str, source: str, key
 
 
 def to_torch(kind: str, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """torch's tensors by name; the inverse of `from_torch`.
-
-    Args:
-      variables: as `from_torch` returns them: {"params": ...} and, where there are any, {"batch_stats": ...}.
-    """
+    """torch's tensors by name, from {"params": ...} and, where there are any, {"batch_stats": ...}."""
     return export_tensors(_network(kind).table, variables)
 
 

@@ -33,38 +33,34 @@ def _bert(sizes: Sizes, config: Mapping[str, Any]) -> tuple[Bert, tuple[Any, ...
         raise WeightsError(str(error)) from None
 
 
-BERT = Network(
-    Table(
-        rows=(
-            *_EMBEDDINGS,
-            (r"layers/(query|key|value)", r"encoder.layer.{layer}.attention.self.\1"),
-            (r"layers/attention_out", r"encoder.layer.{layer}.attention.output.dense"),
-            (r"layers/attention_norm", r"encoder.layer.{layer}.attention.output.LayerNorm"),
-            (r"layers/mlp_in", r"encoder.layer.{layer}.intermediate.dense"),
-            (r"layers/mlp_out", r"encoder.layer.{layer}.output.dense"),
-            (r"layers/mlp_norm", r"encoder.layer.{layer}.output.LayerNorm"),
-        ),
-        renames=((r"^bert\.", ""), *_OLD_NORMS),
-        ignored=_HEADS,
-    ),
-    _bert,
-)
+def _bert_network(prefix: str, layer: str, names: Mapping[str, str]) -> Network:
+    rows = (*_EMBEDDINGS, *((f"layers/{ours}", f"{layer}.{{layer}}.{theirs}") for ours, theirs in names.items()))
+    return Network(Table(rows, renames=((rf"^{prefix}\.", ""), *_OLD_NORMS), ignored=_HEADS), _bert)
 
-DISTILBERT = Network(
-    Table(
-        rows=(
-            *_EMBEDDINGS,
-            (r"layers/([qkv])(uery|ey|alue)", r"transformer.layer.{layer}.attention.\1_lin"),
-            (r"layers/attention_out", r"transformer.layer.{layer}.attention.out_lin"),
-            (r"layers/attention_norm", r"transformer.layer.{layer}.sa_layer_norm"),
-            (r"layers/mlp_in", r"transformer.layer.{layer}.ffn.lin1"),
-            (r"layers/mlp_out", r"transformer.layer.{layer}.ffn.lin2"),
-            (r"layers/mlp_norm", r"transformer.layer.{layer}.output_layer_norm"),
-        ),
-        renames=((r"^distilbert\.", ""), *_OLD_NORMS),
-        ignored=_HEADS,
-    ),
-    _bert,
+
+BERT = _bert_network(
+    "bert",
+    "encoder.layer",
+    {
+        r"(query|key|value)": r"attention.self.\1",
+        r"attention_out": r"attention.output.dense",
+        r"attention_norm": r"attention.output.LayerNorm",
+        r"mlp_in": r"intermediate.dense",
+        r"mlp_out": r"output.dense",
+        r"mlp_norm": r"output.LayerNorm",
+    },
+)
+DISTILBERT = _bert_network(
+    "distilbert",
+    "transformer.layer",
+    {
+        r"([qkv])(uery|ey|alue)": r"attention.\1_lin",
+        r"attention_out": r"attention.out_lin",
+        r"attention_norm": r"sa_layer_norm",
+        r"mlp_in": r"ffn.lin1",
+        r"mlp_out": r"ffn.lin2",
+        r"mlp_norm": r"output_layer_norm",
+    },
 )
 
 _BIAS = "encoder.block.0.layer.0.SelfAttention.relative_attention_bias"
@@ -81,20 +77,18 @@ def _t5(sizes: Sizes, config: Mapping[str, Any]) -> tuple[T5Encoder, tuple[Any, 
             raise WeightsError(
                 f"the config.json has {key} {config[key]!r} but the tensors {value}: fetch both of one model"
             )
-    module = T5Encoder(
-        T5Config(
-            vocabulary=sizes("shared.weight")[0],
-            width=width,
-            depth=sizes.count(r"encoder\.block\.(\d+)\."),
-            heads=heads,
-            head_width=inner // heads,
-            hidden=sizes(f"{_FIRST}.1.DenseReluDense.wo.weight")[1],
-            buckets=buckets,
-            max_distance=config.get("relative_attention_max_distance", 128),
-            epsilon=config.get("layer_norm_epsilon", 1e-6),
-        )
+    found = T5Config(
+        vocabulary=sizes("shared.weight")[0],
+        width=width,
+        depth=sizes.count(r"encoder\.block\.(\d+)\."),
+        heads=heads,
+        head_width=inner // heads,
+        hidden=sizes(f"{_FIRST}.1.DenseReluDense.wo.weight")[1],
+        buckets=buckets,
+        max_distance=config.get("relative_attention_max_distance", 128),
+        epsilon=config.get("layer_norm_epsilon", 1e-6),
     )
-    return module, _IDS
+    return T5Encoder(found), _IDS
 
 
 _ATTENTION, _MLP = "encoder.block.{layer}.layer.0", "encoder.block.{layer}.layer.1"

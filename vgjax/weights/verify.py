@@ -10,7 +10,7 @@ import argparse
 import functools
 import pathlib
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,8 +21,8 @@ from vgjax import losses
 from vgjax.models.hffm import CHANNELS
 from vgjax.models.layers import adain
 from vgjax.models.sdnet import PriorOutput
-from vgjax.weights.convert import WeightsError, export_tensors
-from vgjax.weights.networks import NETWORKS, from_torch
+from vgjax.weights.convert import COUNTER, WeightsError
+from vgjax.weights.networks import from_torch, to_torch
 from vgjax.weights.read import load, read_json
 
 FORWARD = 1e-6  # absolute, of what is stored in float32 or float64
@@ -32,22 +32,15 @@ NORM = 1e-5  # relative, of gradients and running statistics
 VANISHING = 1e-9  # norms below are compared absolutely
 FLOAT32_LOGITS = 1e-4  # absolute
 TERM_WEIGHTS = {"reconstruction": 1.0, "kl": 0.01, "dice": 10.0, "regression": 1.0}
-ALIGNMENT_TERMS = ("anatomy", "modality")
 
 
 class Row(NamedTuple):
-    """One comparison.
-
-    Attributes:
-      absolute, relative: largest errors; relative to the largest stored entry.
-      error: the one of the two that counts.
-      tolerance: what it may be.
-    """
+    """One comparison."""
 
     name: str
-    absolute: float
-    relative: float
-    error: float
+    absolute: float  # largest error
+    relative: float  # the same, as a share of the largest stored entry
+    error: float  # the one of the two that counts
     tolerance: float
 
     @property
@@ -71,23 +64,13 @@ def compare(name: str, ours: Any, stored: np.ndarray, tolerance: float, relative
     return Row(name, absolute, share, share if relative else absolute, tolerance)
 
 
-def tolerance_of(stored: np.ndarray) -> float:
-    """What a forward output may be off, by how it is stored."""
-    return HALF if stored.dtype == np.float16 else FORWARD
-
-
 def verify(folder: pathlib.Path) -> Iterator[Row]:
     """All comparisons that the folder's files allow.
 
     Raises:
       WeightsError: none of the files is there, or one cannot be used.
     """
-    parts: dict[str, Callable[[pathlib.Path], Iterator[Row]]] = {
-        "adain": _adain,
-        "hffm": _hffm,
-        "text_disentangler": _text_disentangler,
-        "sdnet": _sdnet,
-    }
+    parts = {"adain": _adain, "hffm": _hffm, "text_disentangler": _text_disentangler, "sdnet": _sdnet}
     present = [name for name in parts if (folder / f"{name}.safetensors").is_file()]
     if not present:
         raise WeightsError(f"'{folder}' holds none of {', '.join(f'{n}.safetensors' for n in parts)}: name the folder")
@@ -110,15 +93,21 @@ class Stored(dict[str, np.ndarray]):
         value = self[name].astype(np.float64)
         return value.transpose(0, 2, 3, 1) if value.ndim == 4 else value
 
-    def params(self) -> dict[str, np.ndarray]:
-        """What stands under "params.", without it."""
-        return {name.removeprefix("params."): t for name, t in self.items() if name.startswith("params.")}
+    def compare(self, what: str, ours: Any, name: str) -> Row:
+        """A forward output against the array of this name, as closely as that one is stored."""
+        return compare(what, ours, self.wide(name), HALF if self[name].dtype == np.float16 else FORWARD)
 
 
-def _load(kind: str, tensors: dict[str, np.ndarray], where: str) -> tuple[Any, Any]:
-    """Module and float64 variables."""
-    wide = {name: tensor.astype(np.float64) for name, tensor in tensors.items() if tensor.dtype.kind == "f"}
-    return from_torch(kind, wide, where=where)
+def _load(kind: str, folder: pathlib.Path, prefix: str = "params.") -> tuple[Any, Any, Stored]:
+    """Module, float64 variables from the names with the prefix, and the whole file."""
+    path = folder / f"{kind}.safetensors"
+    io = Stored(path)
+    wide = {
+        name.removeprefix(prefix): tensor.astype(np.float64)
+        for name, tensor in io.items()
+        if tensor.dtype.kind == "f" and name.startswith(prefix)
+    }
+    return *from_torch(kind, wide, where=str(path)), io
 
 
 def _adain(folder: pathlib.Path) -> Iterator[Row]:
@@ -127,33 +116,27 @@ def _adain(folder: pathlib.Path) -> Iterator[Row]:
 
 
 def _hffm(folder: pathlib.Path) -> Iterator[Row]:
-    io = Stored(folder / "hffm.safetensors")
-    params = io.params()
-    module, variables = _load("hffm", params, str(folder / "hffm.safetensors"))
+    module, variables, io = _load("hffm", folder)
     inputs = {name: io.wide(f"io.{name}") for name in CHANNELS}
     keep = dict.fromkeys(CHANNELS, np.ones(len(inputs["anatomy"])))
-    tokens = module.apply(variables, inputs, keep).tokens_BND
-    yield compare("hffm.tokens", tokens, io.wide("io.tokens"), tolerance_of(io["io.tokens"]))
+    yield io.compare("hffm.tokens", module.apply(variables, inputs, keep).tokens_BND, "io.tokens")
 
 
 def _text_disentangler(folder: pathlib.Path) -> Iterator[Row]:
-    io = Stored(folder / "text_disentangler.safetensors")
-    module, variables = _load("text_disentangler", io.params(), str(folder / "text_disentangler.safetensors"))
+    module, variables, io = _load("text_disentangler", folder)
     text = io.wide("io.text_embedding")
     outputs = module.apply(variables, text, train=False)
     for name, output in zip(("anatomy", "modality", "reconstruction"), outputs, strict=True):
-        yield compare(f"text_disentangler.{name}", output, io.wide(f"io.{name}"), tolerance_of(io[f"io.{name}"]))
+        yield io.compare(f"text_disentangler.{name}", output, f"io.{name}")
     targets = (io.wide("io.target_anatomy"), io.wide("io.target_modality"))
     terms = {name: term.mean() for name, term in losses.text_terms(outputs, targets, text, "cosine").items()}
-    align = sum(terms[name] for name in ALIGNMENT_TERMS)
-    yield compare("text_disentangler.loss.align", align, io["io.loss.align"][0], LOSS, relative=True)
-    rebuild = io["io.loss.reconstruction"][0]
-    yield compare("text_disentangler.loss.reconstruction", terms["rebuild"], rebuild, LOSS, relative=True)
+    found = {"align": terms["anatomy"] + terms["modality"], "reconstruction": terms["rebuild"]}
+    for name, loss in found.items():
+        yield compare(f"text_disentangler.loss.{name}", loss, io[f"io.loss.{name}"][0], LOSS, relative=True)
 
 
 def _sdnet(folder: pathlib.Path) -> Iterator[Row]:
-    where = str(folder / "sdnet.safetensors")
-    module, variables = _load("sdnet", Stored(folder / "sdnet.safetensors"), where)
+    module, variables, _ = _load("sdnet", folder, prefix="")
     io = Stored(folder / "sdnet_io.safetensors")
     yield from _evaluation_pass(module, variables, io)
     yield from _training_pass(module, variables, io, folder)
@@ -171,7 +154,7 @@ def _evaluation_pass(module: nn.Module, variables: Any, io: Stored) -> Iterator[
         "reconstruction": output.reconstruction_BHWC,
     }
     for name, value in found.items():
-        yield compare(f"eval.{name}", value, io.wide(f"eval.{name}"), tolerance_of(io[f"eval.{name}"]))
+        yield io.compare(f"eval.{name}", value, f"eval.{name}")
     yield compare("eval.anatomy", output.anatomy_BHWK, io.wide("eval.anatomy"), 0.0)
     narrow = jax.tree.map(lambda leaf: leaf.astype(np.float32), variables)
     logits = logits_of(narrow, x.astype(np.float32))
@@ -191,13 +174,9 @@ def _training_pass(module: nn.Module, variables: Any, io: Stored, folder: pathli
         return terms["total"], (output, updates, terms)
 
     (_, (output, updates, terms)), grads = jax.device_get(jax.jit(total)(variables["params"]))
-    for name in ("mu", "logvar", "z", "mu_tilde"):
-        stored = io[f"train.{name}"]
-        yield compare(f"train.{name}", getattr(output, f"{name}_BZ"), stored, tolerance_of(stored))
-    stored = io["train.reconstruction"]
-    yield compare(
-        "train.reconstruction", output.reconstruction_BHWC, io.wide("train.reconstruction"), tolerance_of(stored)
-    )
+    for field in ("mu_BZ", "logvar_BZ", "z_BZ", "mu_tilde_BZ", "reconstruction_BHWC"):
+        name = f"train.{field.rpartition('_')[0]}"
+        yield io.compare(name, getattr(output, field), name)
     for name, map_BHWK in (("anatomy", output.anatomy_BHWK), ("anatomy_tilde", output.anatomy_tilde_BHWK)):
         yield compare(f"train.{name}", map_BHWK.argmax(-1), io[f"train.{name}"], 0.0)
     for name, term in terms.items():
@@ -210,8 +189,8 @@ def _training_pass(module: nn.Module, variables: Any, io: Stored, folder: pathli
 
 def _norms(what: str, variables: Any, stored: dict[str, float]) -> Iterator[Row]:
     """L2 norms of all tensors; every stored one must have its counterpart and the other way round."""
-    ours = export_tensors(NETWORKS["sdnet"].table, variables)
-    ours = {name: tensor for name, tensor in ours.items() if not name.endswith("num_batches_tracked")}
+    tensors = to_torch("sdnet", variables)
+    ours = {name: tensor for name, tensor in tensors.items() if not name.endswith(COUNTER)}
     if set(ours) != set(stored):
         raise WeightsError(f"{what} norms are stored or computed only for {sorted(set(ours) ^ set(stored))}")
     for name, tensor in ours.items():

@@ -28,16 +28,15 @@ def declared(flat: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
       ValueError: an entry of `keys` adds or takes out nothing.
     """
     found: dict[str, Any] = {}
-    for pattern in sorted(keys, key=lambda key: key.startswith("-")):
-        removes = pattern.startswith("-")
-        chosen = [name for name in (found if removes else flat) if _matches(name, pattern.removeprefix("-"))]
+    for key in sorted(keys, key=lambda key: key.startswith("-")):
+        pattern = key.removeprefix("-")
+        chosen = [name for name in (flat if key == pattern else found) if _matches(name, pattern)]
         if not chosen:
-            raise ValueError(f"'{pattern}' declares nothing: name a key or a group ('prior.*') of the config")
-        for name in chosen:
-            if removes:
-                del found[name]
-            else:
-                found[name] = flat[name]
+            raise ValueError(f"'{key}' declares nothing: name a key or a group ('prior.*') of the config")
+        if key == pattern:
+            found |= {name: flat[name] for name in chosen}
+        else:
+            found = {name: value for name, value in found.items() if name not in chosen}
     return found
 
 

@@ -113,11 +113,11 @@ class Producer:
 
     def recipe(self, config: Config, inputs: Mapping[str, Recipe]) -> Recipe:
         """What decides the artefact under a config."""
-        named = [name for name in self.files(config) if name]
-        raw = " ".join(stamps(pathlib.Path(name)) for name in named)
+        raw = " ".join(stamps(pathlib.Path(name)) for name in self.files(config) if name)
         return Recipe(self.name, self.version, declared(config.flat(), self.keys), inputs, raw, self.trained)
 
 
+@dataclasses.dataclass(eq=False)
 class Run:
     """A config on a workdir: which artefacts it consists of, and getting each, made where it is not there.
 
@@ -126,15 +126,13 @@ class Run:
       producers: by name, each after those that it needs.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        workdir: pathlib.Path,
-        mesh: jax.sharding.Mesh,
-        store: Store,
-        producers: Mapping[str, Producer],
-    ):
-        self.config, self.workdir, self.mesh, self.store, self.producers = config, workdir, mesh, store, producers
+    config: Config
+    workdir: pathlib.Path
+    mesh: jax.sharding.Mesh
+    store: Store
+    producers: Mapping[str, Producer]
+
+    def __post_init__(self) -> None:
         self._recipes: dict[str, Recipe] = {}
         self._artefacts: dict[str, Artefact] = {}
 
@@ -147,8 +145,7 @@ class Run:
         """What decides an artefact."""
         if name not in self._recipes:
             producer = self.producers[name]
-            inputs = {need: self.recipe(need) for need in producer.needs}
-            self._recipes[name] = producer.recipe(self.config, inputs)
+            self._recipes[name] = producer.recipe(self.config, {need: self.recipe(need) for need in producer.needs})
         return self._recipes[name]
 
     def find(self, name: str) -> Artefact | None:
@@ -158,17 +155,13 @@ class Run:
     def artefact(self, name: str) -> Artefact:
         """An artefact, made first, and before it what it needs, where it is not there."""
         if name not in self._artefacts:
-            producer, found = self.producers[name], self.find(name)
-            if not found:
-                for need in producer.needs:
-                    self.artefact(need)
-                found = self._get(producer)
-            self._artefacts[name] = found
+            self._artefacts[name] = self.find(name) or self._get(self.producers[name])
         return self._artefacts[name]
 
     def _get(self, producer: Producer) -> Artefact:
         """One process writes; the others compute along where the work is spread over all devices, and wait."""
-        recipe, make = self.recipe(producer.name), lambda folder: self._make(producer, folder)
+        inputs = {need: self.artefact(need) for need in producer.needs}
+        recipe, make = self.recipe(producer.name), functools.partial(self._make, producer, inputs)
         if parallel.is_main():
             self.store.get(recipe, make, producer.loose)
         elif producer.collective:
@@ -178,11 +171,9 @@ class Run:
         assert found, f"{producer.name} was made and is not there"
         return found
 
-    def _make(self, producer: Producer, folder: pathlib.Path) -> Mapping[str, Any]:
+    def _make(self, producer: Producer, inputs: dict[str, Artefact], folder: pathlib.Path) -> Mapping[str, Any]:
         logging.info("making %s", producer.name)
-        started = time.monotonic()
-        visible = {need: self.artefact(need) for need in producer.needs}
-        taken_out = {f"-{key}" for key in producer.free}
+        started, taken_out = time.monotonic(), {f"-{key}" for key in producer.free}
         config = scoped(self.config, (*(key for key in producer.keys if key not in taken_out), *producer.free))
-        info = producer.make(Context(config, self.mesh, visible.__getitem__), folder)
+        info = producer.make(Context(config, self.mesh, inputs.__getitem__), folder)
         return {"wall_s": time.monotonic() - started, **(info or {})}

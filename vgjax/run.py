@@ -64,11 +64,9 @@ def _check_writable(folder: pathlib.Path) -> None:
 
 def check_batches(run: Run) -> None:
     """Raises ConfigError unless every batch size divides over the mesh."""
-    sizes = {
-        f"{s.name}.train.batch_size": getattr(run.config, s.name).train.batch_size for s in stages.plan(run.config)
-    }
-    for key, size in {**sizes, "sample.batch_size": run.config.sample.batch_size}.items():
-        parallel.check_batch(run.mesh, key, size)
+    flat = run.config.flat()
+    for key in (*(f"{stage.name}.train.batch_size" for stage in stages.plan(run.config)), "sample.batch_size"):
+        parallel.check_batch(run.mesh, key, flat[key])
 
 
 def check_weights(run: Run) -> None:

@@ -22,8 +22,7 @@ from vgjax.types import Inputs, Request
 class Sampler:
     """A trained run, ready to draw: `sampler(sampler.inputs(requests), seeds) -> uint8 pictures`.
 
-    Attributes:
-      compilations: how many programs have been compiled for drawing.
+    `compilations` counts the programs that have been compiled for drawing.
     """
 
     def __init__(self, context: Context):
@@ -61,8 +60,7 @@ class Sampler:
     ) -> np.ndarray:
         """Pictures (B, H, W, 3) uint8; the picture of a seed does not depend on the others in the batch.
 
-        Args:
-          weights: guidance weight of each channel in the place of the config's; another value recompiles nothing.
+        `weights` are guidance weights by channel in the place of the config's; other values recompile nothing.
 
         Raises:
           ValueError: the weights need a branch that the config's weights do not.
@@ -94,13 +92,11 @@ def sample_prompt(run: Run, prompt: str) -> list[pathlib.Path]:
     Returns:
       The PNG files, then the JSON file.
     """
-    config = run.config
-    sampler = Sampler(run.context)
+    config, sampler = run.config, Sampler(run.context)
     picture_seeds = [config.seed + i for i in range(config.sample.count)]
     pictures = sampler(sampler.inputs([Request(prompt=prompt)] * len(picture_seeds)), picture_seeds)
     name = hashlib.sha256(prompt.encode()).hexdigest()[:12]
     folder = run.workdir / "samples"
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}-{seed}.png" for seed in picture_seeds]
     for path, picture in zip(paths, pictures, strict=True):
         with replacing(path) as part:

@@ -1,7 +1,6 @@
 """The one training loop, for every stage: mesh, data, state, restore, step, log, validate, save; read top to bottom."""
 
-from __future__ import annotations
-
+import contextlib
 import functools
 import json
 import pathlib
@@ -113,7 +112,7 @@ def train(context: Context, stage: Stage, folder: pathlib.Path) -> dict[str, Any
 
 def _export(folder: pathlib.Path, params: Any, model_state: Any, step: int, wall_s: float) -> dict[str, Any]:
     """Writes the stage's variables; its checkpoints have served."""
-    exported = jax.tree.map(np.asarray, parallel.gather({"params": params, **model_state}))
+    exported = parallel.gather({"params": params, **model_state})
     done = {"fingerprint": fingerprint(exported), "step": step, "wall_s": wall_s, "peak_rss_mb": peak_rss_mb()}
     if parallel.is_main():
         checkpoint.save_export(folder / VARIABLES, exported)
@@ -135,8 +134,8 @@ class Validation:
         batches = ordered_batches(stage.source("validation"), stage.example, stage.training.batch_size)
         for number, (rows, valid) in enumerate(batches):
             mine = jax.tree.map(lambda a: a[parallel.process_rows(len(a))], rows)
-            key = jax.random.fold_in(self._base_key, number)  # each batch has draws of its own, the same at each call
             batch = parallel.to_global(mine, self._mesh)
+            key = jax.random.fold_in(self._base_key, number)  # each batch has draws of its own, the same at each call
             values = self._step(final_params(state), state.model_state, frozen, batch, key)
             for name, value in parallel.gather(values).items():
                 totals[name] = totals.get(name, 0.0) + float(np.sum(value[:valid]))
@@ -144,7 +143,7 @@ class Validation:
         return {name: total / count for name, total in totals.items()}
 
 
-class Log:
+class Log(contextlib.AbstractContextManager["Log"]):
     """Progress bar, JSONL and TensorBoard rows of one stage; the first process alone writes."""
 
     def __init__(self, folder: pathlib.Path, stage: Stage):
@@ -152,9 +151,6 @@ class Log:
         self._writes = parallel.is_main()
         self._board = SummaryWriter(str(folder / "tensorboard"), write_to_disk=self._writes)
         self.seconds_before = 0.0
-
-    def __enter__(self) -> Log:
-        return self
 
     def __exit__(self, *error: object) -> None:
         self._bar.close()

@@ -42,8 +42,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
 
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint."""
-        newest = self._checkpointer.latest
-        return None if newest is None else newest.step
+        return max((c.step for c in self._checkpointer.checkpoints), default=None)
 
     def best(self) -> int | None:
         """Step of the checkpoint with the lowest validation score."""

@@ -1,15 +1,10 @@
 """Loss terms as pure functions: one value per example wherever the term allows it; weights live in the config."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import chex
 import jax
 import jax.numpy as jnp
 
-if TYPE_CHECKING:
-    from vgjax.models.sdnet import PriorOutput
+from vgjax.models.sdnet import PriorOutput
 
 
 def _mean_per_example(x: chex.Array) -> chex.Array:

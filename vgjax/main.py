@@ -71,8 +71,8 @@ def _help() -> str:
     from vgjax.keys import describe
 
     modes = [f"  {mode:<9} {words}" for mode, words in MODES.items()]
-    names = [holder.name for holder in (_CONFIG, _WORKDIR, _STORE, _MODE, _PROMPT, _COMPARE)]
-    names = [f"  --{name:<8} {flags.FLAGS[name].help}" for name in names]
+    holders = (_CONFIG, _WORKDIR, _STORE, _MODE, _PROMPT, _COMPARE)
+    names = [f"  --{holder.name:<8} {flags.FLAGS[holder.name].help}" for holder in holders]
     keys = "config keys with their defaults, which a config file may change (--config.denoiser.train.steps=3000):"
     return "\n".join([USAGE, "", "modes:", *modes, "", "flags:", *names, "", keys, "", *describe(Config())])
 

@@ -67,7 +67,7 @@ def provenance(seed: int) -> dict[str, Any]:
 def command_line(argv: Sequence[str]) -> str:
     """The command as one shell line without the paths of this machine: "/a/b/c" becomes "c"."""
     program, *arguments = map(_last_part, argv)
-    is_main = argv[0].endswith((f"{PACKAGE_DIR.name}/main.py", f"{PACKAGE_DIR.name}/__main__.py"))
+    is_main = argv[0].endswith(f"{PACKAGE_DIR.name}/main.py")
     return shlex.join([*(["python", "-m", f"{PACKAGE_DIR.name}.main"] if is_main else [program]), *arguments])
 
 

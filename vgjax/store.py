@@ -21,9 +21,7 @@ from typing import Any
 
 from vgjax.atomic import write_json
 from vgjax.config import ConfigError
-from vgjax.recipes import ABSENT, Recipe, UndeclaredKey, declared, scoped
-
-__all__ = ["ABSENT", "Artefact", "Recipe", "Store", "StoreError", "UndeclaredKey", "declared", "scoped", "stamps"]
+from vgjax.recipes import ABSENT, Recipe
 
 MANIFEST, RECIPE = "manifest.json", "recipe.json"  # of a whole artefact, and of one in the making
 FOLDER = re.compile(r"[a-z_]+-[0-9a-f]{12}(\.part)?")
@@ -191,17 +189,16 @@ class Store:
 
     def _stand_in(self, recipe: Recipe, trained_inputs: Sequence[str]) -> Artefact | None:
         """Never one whose trained inputs are not those in use: the two would not fit together."""
-        usable = []
-        for one in filter(None, (self._open(path.name) for path in self.root.glob(f"{recipe.name}-*"))):
+
+        def fits(one: Artefact) -> bool:
             filled = recipe.with_raw(one.recipe)
             same = filled.identity == one.recipe.identity if recipe.trained else filled.digest == one.digest
-            if same and all(one.recipe.inputs[i].digest == filled.inputs[i].digest for i in trained_inputs):
-                usable.append(one)
-        if not usable:
-            return None
-        found = max(usable, key=lambda one: one.created)
-        again = "; delete the folder to train it again" if recipe.trained else ""
-        _warn_once(f"{found.folder} is used as it is: {'; '.join(recipe.differences(found.recipe))}{again}")
+            return same and all(one.recipe.inputs[i].digest == filled.inputs[i].digest for i in trained_inputs)
+
+        there = filter(None, (self._open(path.name) for path in self.root.glob(f"{recipe.name}-*")))
+        if found := max(filter(fits, there), key=lambda one: one.created, default=None):
+            again = "; delete the folder to train it again" if recipe.trained else ""
+            _warn_once(f"{found.folder} is used as it is: {'; '.join(recipe.differences(found.recipe))}{again}")
         return found
 
     def _status(self, recipe: Recipe) -> tuple[str, str, str]:

@@ -76,9 +76,7 @@ class Training(Group):
 
     steps: PositiveInt = key(1000, "optimiser steps")
     batch_size: PositiveInt = key(64, "examples a step, over all devices")
-    optimizer: Literal["adamw", "muon"] = key(
-        "adamw", "muon: for matrices of blocks, text heads and encoders, with AdamW for the rest"
-    )
+    optimizer: Literal["adamw", "muon"] = key("adamw", "muon: matrices of blocks, text heads and encoders, else AdamW")
     learning_rate: PositiveFloat = key(1e-3, "peak, after warm-up")
     warmup_steps: NonNegativeInt = key(50, "steps of linear warm-up")
     schedule: Literal["cosine", "constant", "plateau"] = key(
@@ -114,7 +112,7 @@ class Prior(Group):
     weight_regression: NonNegativeFloat = key(0.0, "mu read back from the rebuilt picture; published: 1")
     weight_perceptual: NonNegativeFloat = key(0.0, "VGG-19 relu3_1 distance of the rebuilt picture; needs vgg_path")
     weight_appearance: NonNegativeFloat = key(
-        1.0, "colour and texture statistics read back from the modality vector; 0: as published"
+        1.0, "colour and texture read back from the modality vector; published: 0"
     )
     weight_consistency: NonNegativeFloat = key(1.0, "anatomy map equal under changes of imaging style; 0: as published")
     flip: bool = key(False, "mirror pictures with their masks at random, either way; stage 1 never sees text")

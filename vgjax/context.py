@@ -28,7 +28,6 @@ class Context:
 
     Attributes:
       config: the keys that it declared; reading another raises `UndeclaredKey`.
-      mesh: devices.
       artefact: name -> the artefact, made first where it is not there; KeyError for one that was not declared.
     """
 
@@ -87,7 +86,6 @@ class Producer:
     """How one kind of artefact is made and what decides it.
 
     Attributes:
-      name: of the artefact.
       make: fills a folder from what the context shows; returns what the manifest shall say of it. `wall_s`, seconds, is
         added where it is not among that.
       keys: config keys that decide the result, as `recipes.declared` takes them.
@@ -121,9 +119,7 @@ class Producer:
 class Run:
     """A config on a workdir: which artefacts it consists of, and getting each, made where it is not there.
 
-    Attributes:
-      workdir: what is written for people: report, metrics, samples.
-      producers: by name, each after those that it needs.
+    What is written for people (report, metrics, samples) goes to the workdir; producers stand after what they need.
     """
 
     config: Config
@@ -173,7 +169,6 @@ class Run:
 
     def _make(self, producer: Producer, inputs: dict[str, Artefact], folder: pathlib.Path) -> Mapping[str, Any]:
         logging.info("making %s", producer.name)
-        started, taken_out = time.monotonic(), {f"-{key}" for key in producer.free}
-        config = scoped(self.config, (*(key for key in producer.keys if key not in taken_out), *producer.free))
+        started, config = time.monotonic(), scoped(self.config, producer.keys, producer.free)
         info = producer.make(Context(config, self.mesh, inputs.__getitem__), folder)
         return {"wall_s": time.monotonic() - started, **(info or {})}

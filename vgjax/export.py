@@ -54,10 +54,8 @@ if len(sys.argv) > 2:
 def export(run: Run, prompt: str = "") -> pathlib.Path:
     """Writes workdir/export: the transformer or its adapter, the other trained networks, and an example that samples.
 
-    factors.safetensors holds what the example needs of the prompt (or of the first test captions): factors and noise.
-
-    Returns:
-      The folder.
+    Returns the folder. Its factors.safetensors holds what the example needs of the prompt (or of the first test
+    captions): factors and noise.
 
     Raises:
       ConfigError: the run computes what the published networks cannot.

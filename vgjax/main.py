@@ -25,9 +25,7 @@ PLANNED = ("bench", "serve")
 HELP = {"-h", "-help", "--help", "-helpfull", "--helpfull"}
 USAGE = "usage: python -m vgjax.main --config=FILE[:VARIANT+VARIANT] [--mode=MODE] [--config.KEY=VALUE ...]"
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, e.g. configs/phantom.py or configs/phantom.py:smoke."
-)
+_CONFIG = config_flags.DEFINE_config_file("config", None, "File, e.g. configs/phantom.py or configs/phantom.py:smoke.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<config name>.")
 _STORE = flags.DEFINE_string("store", "", "Folder of artefacts, which runs share; default: store, beside the workdir.")
 _MODE = flags.DEFINE_enum("mode", "run", list(MODES), "What to do.")

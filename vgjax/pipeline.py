@@ -138,9 +138,7 @@ def text_factors(disentangler: Model, text_BD: jax.Array, grid: int) -> Factors:
     """Factors that frozen text embeddings imply, on the scale of `image_factors`."""
     chex.assert_rank(text_BD, 2)
     anatomy, modality, _ = disentangler(text_BD, train=False)
-    factors = Factors(anatomy_BggK=anatomy.reshape(len(text_BD), grid, grid, -1), modality_BZ=modality)
-    chex.assert_rank(factors.anatomy_BggK, 4)
-    return factors
+    return Factors(anatomy_BggK=anatomy.reshape(len(text_BD), grid, grid, -1), modality_BZ=modality)
 
 
 # ---------------------------------------------------------------- between stages 2 and 3: whitening

@@ -18,11 +18,9 @@ class UndeclaredKey(LookupError):
 
 
 def declared(flat: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """The entries of a flat config that `keys` declare.
+    """The entries of a flat config that `keys` declare, in any order.
 
-    Args:
-      flat: as from `Config.flat`.
-      keys: 'seed' is a key, 'prior.*' a group with all below it; '-data.workers' and '-data.*' take out, in any order.
+    'seed' is a key, 'prior.*' a group with all below it; '-data.workers' and '-data.*' take out.
 
     Raises:
       ValueError: an entry of `keys` adds or takes out nothing.
@@ -60,21 +58,22 @@ class _View:
         raise AttributeError(f"config key '{self._where}{name}' cannot be set: the view is read-only")
 
 
-def scoped(config: Any, keys: Sequence[str]) -> Any:
+def scoped(config: Any, keys: Sequence[str], free: Sequence[str] = ()) -> Any:
     """A read-only view of a config (nested dataclasses or pydantic models) that holds the declared keys alone.
 
-    A group that is declared as a whole is the original object. Reading another key raises `UndeclaredKey`.
+    The `free` ones join them, taken out or not. A group that is declared as a whole is the original object. Reading
+    another key raises `UndeclaredKey`.
 
     Raises:
       ValueError: as `declared`.
     """
-    return _view(config, declared(dict(_leaves(config, "")), keys), "")
+    flat = dict(_leaves(config, ""))
+    return _view(config, declared(flat, keys) | declared(flat, free), "")
 
 
 def _fields(value: Any) -> tuple[str, ...]:
     """Names of a group's entries; none for a plain value."""
-    names: Any = getattr(value, "__dataclass_fields__", None) or getattr(type(value), "model_fields", ())
-    return tuple(names)
+    return tuple(getattr(value, "__dataclass_fields__", None) or getattr(type(value), "model_fields", ()))
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:

@@ -27,9 +27,7 @@ CONFIG_FILE = "config.json"
 def open_run(config_dict: ml_collections.ConfigDict, workdir: str, store: str = "") -> Run:
     """Checks all that can be checked without work; makes nothing.
 
-    Args:
-      workdir: what is written for people; default runs/<config name>.
-      store: folder of the artefacts, which runs share; default "store" beside the workdir.
+    `workdir`, for people, is by default runs/<config name>; `store`, of the artefacts, "store" beside it.
 
     Raises:
       ConfigError: bad config, unreadable data, a mesh that does not fit, a folder that cannot be written or is none.

@@ -67,13 +67,12 @@ class Sampler:
         """
         size, count = self._context.config.sample.batch_size, len(picture_seeds)
         coefficients = jnp.asarray(guidance.coefficients(self._kept, weights or self._weights), jnp.float32)
-        padded = -(-count // size) * size
-        rows = np.minimum(np.arange(padded), count - 1)
+        batches = np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)  # filled with the last
         columns = jax.tree.map(np.asarray, {"inputs": inputs, "seeds": seeds.halves(list(picture_seeds))})
         pictures = []
         with jax.set_mesh(self._context.mesh):
-            for start in range(0, padded, size):
-                mine = rows[start : start + size][parallel.process_rows(size)]
+            for rows in batches:
+                mine = rows[parallel.process_rows(size)]
                 taken = jax.tree.map(lambda a, at=mine: a[at], columns)
                 batch = parallel.to_global(taken, self._context.mesh)
                 drawn = self._draw(*self._variables, batch["inputs"], batch["seeds"], coefficients)
@@ -87,11 +86,7 @@ def guidance_weights(config: Config, channels: Sequence[str]) -> dict[str, float
 
 
 def sample_prompt(run: Run, prompt: str) -> list[pathlib.Path]:
-    """Draws `sample.count` pictures of one prompt into workdir/samples and writes their settings beside them.
-
-    Returns:
-      The PNG files, then the JSON file.
-    """
+    """Draws `sample.count` pictures of one prompt into workdir/samples: PNG files, then their settings as JSON."""
     config, sampler = run.config, Sampler(run.context)
     picture_seeds = [config.seed + i for i in range(config.sample.count)]
     pictures = sampler(sampler.inputs([Request(prompt=prompt)] * len(picture_seeds)), picture_seeds)

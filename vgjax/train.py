@@ -51,8 +51,7 @@ def train_step(
 def train(context: Context, stage: Stage, folder: pathlib.Path) -> dict[str, Any]:
     """Trains a stage to its end, from the latest checkpoint in the folder where there is one, and exports it there.
 
-    Returns:
-      Fingerprint of the exported variables, the step they are of, seconds and memory.
+    Returns the exported variables' fingerprint and step, seconds and memory.
 
     Raises:
       FloatingPointError: the loss is not finite.
@@ -158,8 +157,7 @@ class Log(contextlib.AbstractContextManager["Log"]):
 
     def start(self, step: int) -> None:
         """Drops rows after `step`, which a killed run wrote past its last checkpoint and this one writes again."""
-        rows = read_log(self._path)
-        kept = [row for row in rows if row["step"] <= step]
+        kept = [row for row in read_log(self._path) if row["step"] <= step]
         if self._writes:
             write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self.seconds_before = max((row["elapsed_s"] for row in kept), default=0.0)

@@ -58,5 +58,4 @@ def _condition(condition: conditions.Condition) -> Producer:
         frozen = {stage: context.variables(stage) for stage in condition.needs}
         checkpoint.save_export(folder / VARIABLES, conditions.of(context.config).fit(frozen, context.rows))
 
-    needs = (*condition.fit_columns, *condition.needs)
-    return Producer("condition", make, keys=condition.keys, needs=tuple(dict.fromkeys(needs)))
+    return Producer("condition", make, condition.keys, tuple(dict.fromkeys((*condition.fit_columns, *condition.needs))))

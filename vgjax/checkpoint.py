@@ -36,7 +36,6 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         self._checkpointer.close()
 
     def save(self, step: int, state: TrainState, data: dict[str, Any], score: float) -> None:
-        """Writes state and the data iterator's position."""
         entries = {"state": state, "data": data}
         self._checkpointer.save_checkpointables(step, entries, metrics={"score": score}, force=True)
 

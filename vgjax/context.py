@@ -110,7 +110,6 @@ class Producer:
     loose: tuple[str, ...] = ()
 
     def recipe(self, config: Config, inputs: Mapping[str, Recipe]) -> Recipe:
-        """What decides the artefact under a config."""
         raw = " ".join(stamps(pathlib.Path(name)) for name in self.files(config) if name)
         return Recipe(self.name, self.version, declared(config.flat(), self.keys), inputs, raw, self.trained)
 
@@ -138,14 +137,12 @@ class Run:
         return Context(self.config, self.mesh, self.artefact)
 
     def recipe(self, name: str) -> Recipe:
-        """What decides an artefact."""
         if name not in self._recipes:
             producer = self.producers[name]
             self._recipes[name] = producer.recipe(self.config, {need: self.recipe(need) for need in producer.needs})
         return self._recipes[name]
 
     def find(self, name: str) -> Artefact | None:
-        """An artefact that is there."""
         return self._artefacts.get(name) or self.store.find(self.recipe(name))
 
     def artefact(self, name: str) -> Artefact:

@@ -27,7 +27,8 @@ from vgjax.models.autoencoder import Autoencoder
 from vgjax.models.sdnet import PriorOutput
 from vgjax.types import Factors, Inputs, Keep, Tokens
 
-# A feature of the factors (a grid cell of a map, say) joins in if text predicts it on validation pictures at all.
+# A feature of the factors (a grid cell of a map, say) joins in if text predicts it on validation pictures at all; what
+# text predicts of the others is overfit and would dominate the PCA.
 FEATURE_SIGMAS = 2.0
 # A direction passes only if text predicts it on validation pictures: correlation above this many standard errors.
 GATE_SIGMAS = 3.0
@@ -158,8 +159,6 @@ def whitening(
       mean (F,), whiten (F, M), back (M, F): parts = (x - mean) @ whiten, x ~ mean + parts @ back.
     """
     mean = train_NF.mean(0)
-    # Features whose validation correlation is below 2/sqrt(n) are zeroed: their predictions are overfit and would
-    # dominate the PCA.
     predictable = _correlation(validation_NF, truth_NF) > FEATURE_SIGMAS / np.sqrt(len(truth_NF))
     variances, directions = np.linalg.eigh(np.cov((train_NF - mean) * predictable, rowvar=False))
     order = np.argsort(variances)[::-1][:components]

@@ -67,8 +67,8 @@ def provenance(seed: int) -> dict[str, Any]:
 def command_line(argv: Sequence[str]) -> str:
     """The command as one shell line without the paths of this machine: "/a/b/c" becomes "c"."""
     program, *arguments = map(_last_part, argv)
-    is_main = argv[0].endswith(f"{PACKAGE_DIR.name}/main.py")
-    return shlex.join([*(["python", "-m", f"{PACKAGE_DIR.name}.main"] if is_main else [program]), *arguments])
+    head = ["python", "-m", "vgjax.main"] if argv[0].endswith("vgjax/main.py") else [program]
+    return shlex.join([*head, *arguments])
 
 
 def _last_part(argument: str) -> str:

@@ -73,7 +73,8 @@ def scoped(config: Any, keys: Sequence[str], free: Sequence[str] = ()) -> Any:
 
 def _fields(value: Any) -> tuple[str, ...]:
     """Names of a group's entries; none for a plain value."""
-    return tuple(getattr(value, "__dataclass_fields__", None) or getattr(type(value), "model_fields", ()))
+    names: Any = getattr(value, "__dataclass_fields__", None) or getattr(type(value), "model_fields", ())
+    return tuple(names)
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:

@@ -113,7 +113,6 @@ def _begin(run: Run, anew: bool = True) -> None:
     """Makes the workdir and notes the config there, for `reopen`; without `anew` only where none is noted."""
     if not anew and (run.workdir / CONFIG_FILE).exists():
         return
-    run.workdir.mkdir(parents=True, exist_ok=True)
     # Relative, so that workdir and store may move together.
     store = os.path.relpath(run.store.root.resolve(), run.workdir.resolve())
     write_json(run.workdir / CONFIG_FILE, {"config": run.config.model_dump(), "store": store})

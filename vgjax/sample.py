@@ -48,7 +48,6 @@ class Sampler:
 
     @property
     def channels(self) -> tuple[str, ...]:
-        """Of the condition."""
         return self._trained.condition.channels
 
     def inputs(self, requests: Sequence[Request]) -> Inputs:

@@ -74,7 +74,8 @@ def shardings(tree: Any, mesh: jax.sharding.Mesh) -> Any:
     """A NamedSharding for every leaf of `tree` (arrays or shapes), by its name."""
 
     def one(path: tuple[Any, ...], leaf: Any) -> NamedSharding:
-        spec = next(spec for pattern, spec in RULES if re.search(pattern, path_name(path)))
+        name = path_name(path)
+        spec = next(spec for pattern, spec in RULES if re.search(pattern, name))
         return NamedSharding(mesh, _fit(spec, np.shape(leaf), mesh))
 
     return jax.tree_util.tree_map_with_path(one, tree)

@@ -18,7 +18,7 @@ class UndeclaredKey(LookupError):
 
 
 def declared(flat: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """The entries of a flat config that `keys` declare, in any order.
+    """The entries of a flat config that `keys`, in whatever order, declare.
 
     'seed' is a key, 'prior.*' a group with all below it; '-data.workers' and '-data.*' take out.
 

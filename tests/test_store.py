@@ -25,7 +25,7 @@ PICTURES = Recipe("pictures", 1, {"data.image_size": 16}, raw="stamps")
 @pytest.fixture(autouse=True)
 def fresh_process():
     """What is told once a process is told again."""
-    stores._warn.cache_clear()
+    stores._warn_once.cache_clear()
 
 
 @pytest.fixture
@@ -192,7 +192,7 @@ def test_a_disk_that_fails_while_publishing_leaves_the_part(store, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
         path.write_text(json.dumps(values))
 
-    monkeypatch.setattr(stores, "_write_json", full)
+    monkeypatch.setattr(stores, "write_json", full)
     with pytest.raises(StoreError, match=r"cannot be written \(No space left on device\): make room"):
         store.get(prior(), fill())
     monkeypatch.undo()

@@ -1,7 +1,6 @@
 """What a config's run consists of: the makers of its artefacts, each after those that it needs."""
 
 import pathlib
-from typing import Any
 
 from vgjax import checkpoint, conditions, stages
 from vgjax.config import Config
@@ -15,7 +14,6 @@ from vgjax.stages.base import StageSpec
 from vgjax.train import train
 
 COLUMNS = {column.name: column for column in (PICTURES, TEXT, TOKENS, FACTORS, LATENTS)}
-LOOSE = ("log.jsonl", "tensorboard/*")
 
 
 def producers(config: Config) -> dict[str, Producer]:
@@ -23,15 +21,12 @@ def producers(config: Config) -> dict[str, Producer]:
     ordered: dict[str, Producer] = {}
     condition = conditions.of(config)
     for stage in stages.plan(config):
-        extra: tuple[str, ...] = ()
-        for name in stage.columns:
+        conditioned = stage.name == "denoiser"
+        for name in (*stage.columns, *(condition.fit_columns if conditioned else ())):
             _add_column(ordered, name)
-        if stage.name == "denoiser":
-            for name in condition.fit_columns:
-                _add_column(ordered, name)
+        if conditioned:
             ordered["condition"] = _condition(condition)
-            extra = ("condition",)
-        ordered[stage.name] = _stage(stage, extra)
+        ordered[stage.name] = _stage(stage, ("condition",) if conditioned else ())
     return ordered | evaluation.producers(config)
 
 
@@ -54,16 +49,13 @@ def _stage(stage: StageSpec, extra: tuple[str, ...]) -> Producer:
         files=stage.files,
         trained=True,
         collective=True,
-        loose=LOOSE,
+        loose=("log.jsonl", "tensorboard/*"),
     )
 
 
 def _condition(condition: conditions.Condition) -> Producer:
-    def make(context: Context, folder: pathlib.Path) -> dict[str, Any]:
+    def make(context: Context, folder: pathlib.Path) -> None:
         frozen = {stage: context.variables(stage) for stage in condition.needs}
-        fitted = conditions.of(context.config).fit(frozen, context.rows)
-        checkpoint.save_export(folder / VARIABLES, fitted)
-        return {}
+        checkpoint.save_export(folder / VARIABLES, conditions.of(context.config).fit(frozen, context.rows))
 
-    needs = (*condition.fit_columns, *condition.needs)
-    return Producer("condition", make, keys=condition.keys, needs=tuple(dict.fromkeys(needs)))
+    return Producer("condition", make, condition.keys, tuple(dict.fromkeys((*condition.fit_columns, *condition.needs))))

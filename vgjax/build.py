@@ -1,7 +1,6 @@
 """Config -> networks, autoencoder and diffusion process: the one place where modules get their sizes."""
 
 import functools
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -24,11 +23,8 @@ from vgjax.weights import autoencoders, from_torch
 class Model(NamedTuple):
     """A network and its variables, as the functions of the pipeline take it.
 
-    Attributes:
-      module: the network.
-      variables: its collections.
-      compute: dtype that floating-point variables and inputs are cast to, and outputs come back from as float32; None
-        leaves every dtype as it is. All mixed precision passes through here.
+    `compute` is the dtype that floating-point variables and inputs are cast to, and outputs come back from as float32;
+    None leaves every dtype as it is. All mixed precision passes through here.
     """
 
     module: nn.Module
@@ -36,7 +32,6 @@ class Model(NamedTuple):
     compute: Any = None
 
     def __call__(self, *inputs: Any, **options: Any) -> Any:
-        """The module applied to the variables."""
         if self.compute is None:
             return self.module.apply(self.variables, *inputs, **options)
         variables, inputs = cast((self.variables, inputs), self.compute)
@@ -52,19 +47,11 @@ def cast(tree: Any, dtype: Any) -> Any:
 def prior(config: Config) -> VisualPrior | SDNet:
     """Stage 1's network: the default's or, in variant reference, the published one."""
     c = config.prior
-    shared: dict[str, Any] = dict(
-        modality_widths=c.modality_widths,
-        decoder_widths=c.decoder_widths,
-        anatomy_factors=c.anatomy_factors,
-        modality_factors=c.modality_factors,
-    )
-    networks: dict[str, Callable[[], VisualPrior | SDNet]] = {
-        "default": lambda: VisualPrior(
-            widths=c.widths, segmentor_width=c.segmentor_width, appearance=STATISTICS, **shared
-        ),
-        "reference": lambda: SDNet(unet_widths=c.widths, segmentor_features=c.segmentor_width, **shared),
-    }
-    return networks[c.variant]()
+    same_name = ("modality_widths", "decoder_widths", "anatomy_factors", "modality_factors")
+    shared = {name: getattr(c, name) for name in same_name}
+    if c.variant == "reference":
+        return SDNet(unet_widths=c.widths, segmentor_features=c.segmentor_width, **shared)
+    return VisualPrior(widths=c.widths, segmentor_width=c.segmentor_width, appearance=STATISTICS, **shared)
 
 
 def prior_size(config: Config) -> int:
@@ -92,17 +79,12 @@ def disentangler(config: Config) -> TextDisentangler:
 def dit(config: Config) -> DiT:
     """The denoising network of stage 3."""
     c, coder = config.denoiser, config.autoencoder
+    same_name = ("width", "depth", "heads", "patch", "mlp_ratio", "refine", "remat")
     return DiT(
-        width=c.width,
-        depth=c.depth,
-        heads=c.heads,
-        patch=c.patch,
-        mlp_ratio=c.mlp_ratio,
+        **{name: getattr(c, name) for name in same_name},
         base_cells=c.position_cells,
         interpolation=c.position_interpolation,
         pixels_per_latent=coder.factor if c.tell_size else 0,
-        refine=c.refine,
-        remat=c.remat,
         # Unrolled, small stacks run half as long again as fast on CPU; deep ones would compile for minutes.
         unroll=c.depth if c.depth <= 6 else 1,
         out_channels=coder.channels * (1 + c.learn_sigma),

@@ -1,8 +1,8 @@
 """Checkpoints of a stage (Orbax v1) and its final export (safetensors)."""
 
-from __future__ import annotations
-
+import contextlib
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 import flax.traverse_util
@@ -14,19 +14,17 @@ from orbax.checkpoint import v1 as ocp
 from vgjax.atomic import replacing
 from vgjax.state import TrainState
 
-SMALL_SLICE_BYTES = 1 << 20
-
 _policies = ocp.training.preservation_policies
 
 
-class Checkpoints:
+class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     """Training checkpoints in one folder: the latest two and the best by validation score are kept."""
 
     def __init__(self, folder: pathlib.Path):
         best = _policies.BestN(get_metric_fn=lambda metrics: metrics["score"], reverse=True, n=1)
         context = ocp.Context()
-        # Cutting small arrays into a slice a device, for all of them to write, costs more than writing them.
-        context.array.saving.min_slice_bytes_for_replica_parallel = SMALL_SLICE_BYTES
+        # Cutting arrays below 1 MiB into a slice a device, for all of them to write, costs more than writing them.
+        context.array.saving.min_slice_bytes_for_replica_parallel = 1 << 20
         self._checkpointer = ocp.training.Checkpointer(
             folder.absolute(),
             context=context,
@@ -34,23 +32,16 @@ class Checkpoints:
             preservation_policy=_policies.AnyPreservationPolicy([_policies.LatestN(2), best]),
         )
 
-    def __enter__(self) -> Checkpoints:
-        return self
-
     def __exit__(self, *error: object) -> None:
         self._checkpointer.close()
 
     def save(self, step: int, state: TrainState, data: dict[str, Any], score: float) -> None:
-        """Writes state and the data iterator's position; a step that is already saved stays as it is."""
-        if any(c.step == step for c in self._checkpointer.checkpoints):
-            return
         entries = {"state": state, "data": data}
         self._checkpointer.save_checkpointables(step, entries, metrics={"score": score}, force=True)
 
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint."""
-        newest = self._checkpointer.latest
-        return None if newest is None else newest.step
+        return max((c.step for c in self._checkpointer.checkpoints), default=None)
 
     def best(self) -> int | None:
         """Step of the checkpoint with the lowest validation score."""
@@ -65,12 +56,15 @@ class Checkpoints:
 
 def save_export(path: pathlib.Path, variables: Any) -> None:
     """Writes nested variables as one safetensors file, atomically; names are joined by '/'."""
-    flat = {"/".join(k): np.ascontiguousarray(v) for k, v in flax.traverse_util.flatten_dict(dict(variables)).items()}
+    save_tensors(path, flax.traverse_util.flatten_dict(dict(variables), sep="/"))
+
+
+def save_tensors(path: pathlib.Path, tensors: Mapping[str, Any]) -> None:
+    """Writes named arrays as one safetensors file, atomically."""
     with replacing(path) as part:
-        safetensors.numpy.save_file(flat, part)
+        safetensors.numpy.save_file({name: np.ascontiguousarray(one) for name, one in tensors.items()}, part)
 
 
 def load_export(path: pathlib.Path) -> dict[str, Any]:
     """The inverse of `save_export`, as numpy arrays."""
-    flat = safetensors.numpy.load_file(path)
-    return flax.traverse_util.unflatten_dict({tuple(name.split("/")): value for name, value in flat.items()})
+    return flax.traverse_util.unflatten_dict(safetensors.numpy.load_file(path), sep="/")

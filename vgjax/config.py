@@ -6,7 +6,6 @@ work together, before any long work. Units stand in the names: `_steps` optimise
 pixels, `weight_` factor of a loss term.
 """
 
-import json
 from typing import Annotated, Any, Literal
 
 import ml_collections
@@ -37,13 +36,9 @@ class Data(Group):
     captions: Literal["own", "measured", "both"] = key(
         "own", "own: the dataset's text, measured where it has none; measured: from mask and pixels; both"
     )
-    captions_file: str = key(
-        "", "JSON lines of id and caption, used as the dataset's text (vgjax.data.caption.captioner)"
-    )
+    captions_file: str = key("", "JSON lines of id and caption, as the dataset's text (vgjax.data.caption.captioner)")
     label_in_caption: bool = key(False, "say the class in the caption")
-    splits: str = key(
-        "", "folder of train.txt, validation.txt, test.txt, an id a line; empty: the dataset's, or by hash"
-    )
+    splits: str = key("", "folder of train.txt, validation.txt, test.txt, an id a line; empty: the dataset's or hashed")
     max_bad_fraction: Fraction = key(0.05, "share of the pictures; more that cannot be decoded stop the preparation")
     max_pixels: PositiveInt = key(64_000_000, "pixels of a picture; larger ones are refused")
     workers: NonNegativeInt = key(0, "processes that decode; 0: one a core")
@@ -81,9 +76,7 @@ class Training(Group):
 
     steps: PositiveInt = key(1000, "optimiser steps")
     batch_size: PositiveInt = key(64, "examples a step, over all devices")
-    optimizer: Literal["adamw", "muon"] = key(
-        "adamw", "muon: for matrices of blocks, text heads and encoders, with AdamW for the rest"
-    )
+    optimizer: Literal["adamw", "muon"] = key("adamw", "muon: matrices of blocks, text heads and encoders, else AdamW")
     learning_rate: PositiveFloat = key(1e-3, "peak, after warm-up")
     warmup_steps: NonNegativeInt = key(50, "steps of linear warm-up")
     schedule: Literal["cosine", "constant", "plateau"] = key(
@@ -117,11 +110,9 @@ class Prior(Group):
     weight_kl: NonNegativeFloat = key(1e-3, "KL divergence of the modality vector")
     weight_dice: NonNegativeFloat = key(1.0, "Dice loss of the lesion mask")
     weight_regression: NonNegativeFloat = key(0.0, "mu read back from the rebuilt picture; published: 1")
-    weight_perceptual: NonNegativeFloat = key(
-        0.0, "perceptual distance of the rebuilt picture (VGG-19 relu3_1); needs vgg_path"
-    )
+    weight_perceptual: NonNegativeFloat = key(0.0, "VGG-19 relu3_1 distance of the rebuilt picture; needs vgg_path")
     weight_appearance: NonNegativeFloat = key(
-        1.0, "colour and texture statistics read back from the modality vector; 0: as published"
+        1.0, "colour and texture read back from the modality vector; published: 0"
     )
     weight_consistency: NonNegativeFloat = key(1.0, "anatomy map equal under changes of imaging style; 0: as published")
     flip: bool = key(False, "mirror pictures with their masks at random, either way; stage 1 never sees text")
@@ -135,9 +126,7 @@ class Disentangler(Group):
 
     hidden: PositiveInt = key(384, "width of the hidden layers")
     dropout: Fraction = key(0.1, "rate of dropout in the hidden layers")
-    word_dropout: Fraction = key(
-        0.1, "rate of dropout of the text embedding's entries; with hashing an entry is a word or word pair"
-    )
+    word_dropout: Fraction = key(0.1, "rate of dropout of the text embedding's entries (hashing: words and word pairs)")
     alignment: Literal["scaled", "cosine"] = key(
         "scaled", "scaled: squared error on standardised factors; cosine: direction only, as published"
     )
@@ -175,18 +164,14 @@ class Denoiser(Group):
     hffm_hidden: PositiveInt = key(128, "hidden width of the fusion module")
     hffm_weights: str = key("", "a trained HFFM's file (with lora.weights), taken as it is instead of training")
     token_width: PositiveInt = key(128, "width of the condition tokens")
-    components: NonNegativeInt = key(
-        64, "leading text-predictable directions of each channel's factors, each brought to unit variance"
-    )
+    components: NonNegativeInt = key(64, "leading text-predictable directions of each channel, scaled to unit variance")
     width: PositiveInt = key(128, "channels of the transformer")
     depth: PositiveInt = key(4, "blocks of the transformer")
     heads: PositiveInt = key(4, "attention heads")
     patch: PositiveInt = key(4, "latent pixels a side of a patch")
     mlp_ratio: PositiveFloat = key(4.0, "hidden width of a block's MLP, in multiples of width")
     learn_sigma: bool = key(False, "twice the output channels, as PixArt has; the second half is not trained")
-    position_cells: NonNegativeInt = key(
-        0, "patches a side that the position embeddings were made for; 0: as many as there are"
-    )
+    position_cells: NonNegativeInt = key(0, "patches a side that position embeddings were made for; 0: those there are")
     position_interpolation: PositiveFloat = key(1.0, "divisor of the positions (PixArt: 1 at 512 pixels, 2 at 1024)")
     tell_size: bool = key(False, "height, width and aspect ratio as further conditions (PixArt at 1024)")
     refine: NonNegativeInt = key(24, "channels of two convolutions after the transformer; 0: none, as published")
@@ -212,9 +197,7 @@ class Denoiser(Group):
 class Autoencoder(Group):
     """Pictures to the latents that the transformer works on; frozen."""
 
-    kind: Literal["pixel", "kl", "tiny"] = key(
-        "pixel", "pixel: none; kl: Stable Diffusion, PixArt; tiny: TAESD and its relatives"
-    )
+    kind: Literal["pixel", "kl", "tiny"] = key("pixel", "pixel: none; kl: Stable Diffusion, PixArt; tiny: TAESD family")
     path: str = key("", "kl, tiny: file, folder or hub id of the weights; kl: a whole pipeline's will do")
     channels: PositiveInt = key(3, "channels of the latents")
     factor: PositiveInt = key(1, "picture pixels a latent pixel, along one side")
@@ -270,10 +253,6 @@ class Config(Group):
         """`{"denoiser.train.steps": 1500, ...}`, for reports and for telling which key differs."""
         return dict(_flatten(self.model_dump()))
 
-    def to_json(self) -> str:
-        """What `from_json` reads."""
-        return json.dumps(self.model_dump(), indent=1, sort_keys=True)
-
 
 def _flatten(tree: dict[str, Any], where: str = "") -> list[tuple[str, Any]]:
     rows: list[tuple[str, Any]] = []
@@ -297,23 +276,9 @@ def from_config_dict(config: ml_collections.ConfigDict) -> Config:
       ConfigError: a key is unknown or missing, or a value cannot be used, by itself or with the others.
     """
     built = build(Config, config.to_dict())
-    validate(built)
-    return built
-
-
-def from_json(text: str) -> Config:
-    """The inverse of `Config.to_json`."""
-    return build(Config, json.loads(text))
-
-
-def validate(config: Config) -> None:
-    """Checks what single keys cannot tell: values that do not work together.
-
-    Raises:
-      ConfigError: naming the key, its value and the remedy.
-    """
-    for complaint in compatibility.complaints(config.flat()):
+    for complaint in compatibility.complaints(built.flat()):
         raise ConfigError(complaint)
+    return built
 
 
 def difference(one: Config, other: Config) -> list[str]:

@@ -28,7 +28,6 @@ class Context:
 
     Attributes:
       config: the keys that it declared; reading another raises `UndeclaredKey`.
-      mesh: devices.
       artefact: name -> the artefact, made first where it is not there; KeyError for one that was not declared.
     """
 
@@ -87,7 +86,6 @@ class Producer:
     """How one kind of artefact is made and what decides it.
 
     Attributes:
-      name: of the artefact.
       make: fills a folder from what the context shows; returns what the manifest shall say of it. `wall_s`, seconds, is
         added where it is not among that.
       keys: config keys that decide the result, as `recipes.declared` takes them.
@@ -112,29 +110,24 @@ class Producer:
     loose: tuple[str, ...] = ()
 
     def recipe(self, config: Config, inputs: Mapping[str, Recipe]) -> Recipe:
-        """What decides the artefact under a config."""
-        named = [name for name in self.files(config) if name]
-        raw = " ".join(stamps(pathlib.Path(name)) for name in named)
+        raw = " ".join(stamps(pathlib.Path(name)) for name in self.files(config) if name)
         return Recipe(self.name, self.version, declared(config.flat(), self.keys), inputs, raw, self.trained)
 
 
+@dataclasses.dataclass(eq=False)
 class Run:
     """A config on a workdir: which artefacts it consists of, and getting each, made where it is not there.
 
-    Attributes:
-      workdir: what is written for people: report, metrics, samples.
-      producers: by name, each after those that it needs.
+    What is written for people (report, metrics, samples) goes to the workdir; producers stand after what they need.
     """
 
-    def __init__(
-        self,
-        config: Config,
-        workdir: pathlib.Path,
-        mesh: jax.sharding.Mesh,
-        store: Store,
-        producers: Mapping[str, Producer],
-    ):
-        self.config, self.workdir, self.mesh, self.store, self.producers = config, workdir, mesh, store, producers
+    config: Config
+    workdir: pathlib.Path
+    mesh: jax.sharding.Mesh
+    store: Store
+    producers: Mapping[str, Producer]
+
+    def __post_init__(self) -> None:
         self._recipes: dict[str, Recipe] = {}
         self._artefacts: dict[str, Artefact] = {}
 
@@ -144,31 +137,24 @@ class Run:
         return Context(self.config, self.mesh, self.artefact)
 
     def recipe(self, name: str) -> Recipe:
-        """What decides an artefact."""
         if name not in self._recipes:
             producer = self.producers[name]
-            inputs = {need: self.recipe(need) for need in producer.needs}
-            self._recipes[name] = producer.recipe(self.config, inputs)
+            self._recipes[name] = producer.recipe(self.config, {need: self.recipe(need) for need in producer.needs})
         return self._recipes[name]
 
     def find(self, name: str) -> Artefact | None:
-        """An artefact that is there."""
         return self._artefacts.get(name) or self.store.find(self.recipe(name))
 
     def artefact(self, name: str) -> Artefact:
         """An artefact, made first, and before it what it needs, where it is not there."""
         if name not in self._artefacts:
-            producer, found = self.producers[name], self.find(name)
-            if not found:
-                for need in producer.needs:
-                    self.artefact(need)
-                found = self._get(producer)
-            self._artefacts[name] = found
+            self._artefacts[name] = self.find(name) or self._get(self.producers[name])
         return self._artefacts[name]
 
     def _get(self, producer: Producer) -> Artefact:
         """One process writes; the others compute along where the work is spread over all devices, and wait."""
-        recipe, make = self.recipe(producer.name), lambda folder: self._make(producer, folder)
+        inputs = {need: self.artefact(need) for need in producer.needs}
+        recipe, make = self.recipe(producer.name), functools.partial(self._make, producer, inputs)
         if parallel.is_main():
             self.store.get(recipe, make, producer.loose)
         elif producer.collective:
@@ -178,11 +164,8 @@ class Run:
         assert found, f"{producer.name} was made and is not there"
         return found
 
-    def _make(self, producer: Producer, folder: pathlib.Path) -> Mapping[str, Any]:
+    def _make(self, producer: Producer, inputs: dict[str, Artefact], folder: pathlib.Path) -> Mapping[str, Any]:
         logging.info("making %s", producer.name)
-        started = time.monotonic()
-        visible = {need: self.artefact(need) for need in producer.needs}
-        taken_out = {f"-{key}" for key in producer.free}
-        config = scoped(self.config, (*(key for key in producer.keys if key not in taken_out), *producer.free))
-        info = producer.make(Context(config, self.mesh, visible.__getitem__), folder)
+        started, config = time.monotonic(), scoped(self.config, producer.keys, producer.free)
+        info = producer.make(Context(config, self.mesh, inputs.__getitem__), folder)
         return {"wall_s": time.monotonic() - started, **(info or {})}

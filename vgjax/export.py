@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from vgjax import build, weights
-from vgjax.atomic import replacing, write_json, write_text
+from vgjax.atomic import write_json, write_text
+from vgjax.checkpoint import save_tensors
 from vgjax.config import Config, ConfigError
 from vgjax.context import Run
 from vgjax.models import lora
@@ -54,45 +54,41 @@ if len(sys.argv) > 2:
 def export(run: Run, prompt: str = "") -> pathlib.Path:
     """Writes workdir/export: the transformer or its adapter, the other trained networks, and an example that samples.
 
-    factors.safetensors holds what the example needs of the prompt (or of the first test captions): factors and noise.
-
-    Returns:
-      The folder.
+    Returns the folder. Its factors.safetensors holds what the example needs of the prompt (or of the first test
+    captions): factors and noise.
 
     Raises:
       ConfigError: the run computes what the published networks cannot.
     """
     config, folder = run.config, run.workdir / "export"
     check(config)
-    folder.mkdir(parents=True, exist_ok=True)
     variables = run.context.variables("denoiser")
-    _save(folder / "hffm.safetensors", weights.to_torch("hffm", {"params": variables["params"]["condition"]}))
+    save_tensors(folder / "hffm.safetensors", weights.to_torch("hffm", {"params": variables["params"]["condition"]}))
     text = run.context.variables("disentangler")
-    _save(folder / "text_disentangler.safetensors", weights.to_torch("text_disentangler", text))
+    save_tensors(folder / "text_disentangler.safetensors", weights.to_torch("text_disentangler", text))
     if config.prior.variant == "reference":
-        _save(folder / "sdnet.safetensors", weights.to_torch("sdnet", run.context.variables("prior")))
+        save_tensors(folder / "sdnet.safetensors", weights.to_torch("sdnet", run.context.variables("prior")))
     adapter = build.adapter(config)
     if adapter:
         save_adapter(folder / "lora", variables["params"]["lora"], adapter)
     else:
         save_transformer(folder / "transformer", config, variables["params"]["dit"])
-    _save(folder / "factors.safetensors", _example_inputs(run, prompt))
+    save_tensors(folder / "factors.safetensors", _example_inputs(run, prompt))
     write_text(folder / "example.py", _example(config, bool(adapter)))
     return folder
 
 
 def save_adapter(folder: pathlib.Path, adapter_params: Any, adapter: lora.Adapter) -> None:
     """PEFT's layout: adapter_config.json and adapter_model.safetensors."""
-    _save(folder / "adapter_model.safetensors", adapters.adapter_to_torch(adapter_params, "base_model.model."))
+    save_tensors(folder / "adapter_model.safetensors", adapters.adapter_to_torch(adapter_params, "base_model.model."))
     write_json(folder / "adapter_config.json", adapters.config_of(adapter))
 
 
 def save_transformer(folder: pathlib.Path, config: Config, params: Mapping[str, Any]) -> None:
     """diffusers' layout: config.json and diffusion_pytorch_model.safetensors."""
     tensors = weights.to_torch("pixart", {"params": params})
-    _save(folder / "diffusion_pytorch_model.safetensors", tensors)
-    values = config_of(build.dit(config), tensors, build.latent_shape(config)[0])
-    write_json(folder / "config.json", values)
+    save_tensors(folder / "diffusion_pytorch_model.safetensors", tensors)
+    write_json(folder / "config.json", config_of(build.dit(config), tensors, build.latent_shape(config)[0]))
 
 
 def check(config: Config) -> None:
@@ -144,8 +140,3 @@ def _example(config: Config, adapted: bool) -> str:
     for name, value in values.items():
         text = text.replace(name, str(value))
     return text
-
-
-def _save(path: pathlib.Path, tensors: Mapping[str, np.ndarray]) -> None:
-    with replacing(path) as part:
-        save_file({name: np.ascontiguousarray(tensor) for name, tensor in tensors.items()}, part)

@@ -74,17 +74,15 @@ def _sentence(model: type[Group], fault: str, path: Sequence[str | int], value: 
     name = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).removeprefix(".")
     if fault == "extra_forbidden":
         return f"unknown config key '{name}': {LISTED}"
-    annotation, bounds = _declared(model, path)
     if fault == "model_type":
         return f"config key '{name}' is a group of keys, not {value!r}: set one of the keys inside it"
-    if fault == "tuple_type":
-        return f"config key '{name}' must be {_allowed(annotation, bounds)}, not {value!r}"
+    annotation, bounds = _declared(model, path)
+    allowed = _allowed(annotation, bounds)
     if fault.endswith("_type"):
-        return f"config key '{name}' must be of type {annotation.__name__}, not {value!r}"
-    if fault == "literal_error":
-        return f"config key '{name}' is {value!r}: choose {_allowed(annotation, bounds)}"
-    remedy = "a finite number" if fault == "finite_number" else _allowed(annotation, bounds)
-    return f"config key '{name}' is {value!r}: give {remedy}"
+        wanted = allowed if fault == "tuple_type" else f"of type {annotation.__name__}"
+        return f"config key '{name}' must be {wanted}, not {value!r}"
+    remedies = {"literal_error": f"choose {allowed}", "finite_number": "give a finite number"}
+    return f"config key '{name}' is {value!r}: {remedies.get(fault, f'give {allowed}')}"
 
 
 def _declared(model: type[Group], path: Sequence[str | int]) -> tuple[Any, Sequence[Any]]:
@@ -92,7 +90,7 @@ def _declared(model: type[Group], path: Sequence[str | int]) -> tuple[Any, Seque
     annotation: Any = model
     bounds: Sequence[Any] = ()
     for part in path:
-        if isinstance(part, int) or typing.get_origin(annotation) is dict:
+        if typing.get_origin(annotation) in (tuple, dict):
             annotation, bounds = _entry(annotation)
         else:
             field = annotation.model_fields[part]
@@ -116,8 +114,7 @@ def _allowed(annotation: Any, bounds: Sequence[Any]) -> str:
         each = _allowed(kind, within)
         return f"a sequence of {kind.__name__} values" + f", each {each}" * bool(each)
     if typing.get_origin(annotation) is dict:
-        kind, within = _entry(annotation)
-        return _allowed(kind, within)
+        return _allowed(*_entry(annotation))
     limits = {name: getattr(bound, name) for bound in bounds for name in ("gt", "ge", "lt") if hasattr(bound, name)}
     if "lt" in limits:
         low = f"({limits['gt']}" if "gt" in limits else f"[{limits['ge']}"

@@ -1,15 +1,10 @@
 """Loss terms as pure functions: one value per example wherever the term allows it; weights live in the config."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 import chex
 import jax
 import jax.numpy as jnp
 
-if TYPE_CHECKING:
-    from vgjax.models.sdnet import PriorOutput
+from vgjax.models.sdnet import PriorOutput
 
 
 def _mean_per_example(x: chex.Array) -> chex.Array:
@@ -35,15 +30,9 @@ def kl(mu_BZ: chex.Array, logvar_BZ: chex.Array) -> chex.Array:
 
 
 def dice(probability: chex.Array, mask: chex.Array, smooth: float = 0.1) -> chex.Array:
-    """Soft Dice loss over the whole batch; not a mean of per-example values, hence a scalar.
+    """Soft Dice loss over the whole batch, 1 - (2 |p m| + smooth) / (|p| + |m| + smooth), of (B, H, W) x 2.
 
-    Args:
-      probability: lesion probabilities in [0, 1], (B, H, W).
-      mask: ground truth, 1 where the lesion is, (B, H, W).
-      smooth: added to numerator and denominator, so that an empty mask against an empty prediction costs nothing.
-
-    Returns:
-      1 - (2 |p m| + smooth) / (|p| + |m| + smooth), shape ().
+    Not a mean of per-example values, hence a scalar. With `smooth`, nothing found where nothing is costs nothing.
     """
     chex.assert_equal_shape([probability, mask])
     overlap = (probability * mask).sum()
@@ -51,10 +40,7 @@ def dice(probability: chex.Array, mask: chex.Array, smooth: float = 0.1) -> chex
 
 
 def dice_score(one: chex.Array, other: chex.Array) -> chex.Array:
-    """Dice coefficient of two masks, (B, H, W) bool x 2 -> (B,), from 0 to 1; two empty masks agree.
-
-    2 |a b| / (|a| + |b|) (Dice 1945).
-    """
+    """Dice coefficient 2 |a b| / (|a| + |b|) (Dice 1945), (B, H, W) bool x 2 -> (B,); two empty masks agree."""
     chex.assert_equal_shape([one, other])
     both, total = (one & other).sum((1, 2)), one.sum((1, 2)) + other.sum((1, 2))
     return jnp.where(total > 0, 2.0 * both / jnp.maximum(total, 1), 1.0)
@@ -63,10 +49,7 @@ def dice_score(one: chex.Array, other: chex.Array) -> chex.Array:
 def cosine_alignment(prediction_BD: chex.Array, target_BD: chex.Array, epsilon: float = 1e-8) -> chex.Array:
     """1 - cos of the angle between prediction and target: (B, D) x 2 -> (B,), from 0 (same direction) to 2.
 
-    Args:
-      prediction_BD: vectors to align.
-      target_BD: constants to align them with.
-      epsilon: least norm divided by.
+    `epsilon` is the least norm divided by.
     """
     chex.assert_equal_shape([prediction_BD, target_BD])
     # Clipping the squared norm, not the norm, keeps the gradient finite at a zero vector.
@@ -76,15 +59,9 @@ def cosine_alignment(prediction_BD: chex.Array, target_BD: chex.Array, epsilon: 
 
 
 def prior_terms(output: PriorOutput, image_BHWC: chex.Array, lesion_BHW: chex.Array) -> dict[str, chex.Array]:
-    """The unweighted terms of stage 1, all but the perceptual one.
+    """The unweighted terms of stage 1, all but the perceptual one: each of shape (B,), but dice of shape ().
 
-    Args:
-      output: what the visual prior made of the image.
-      image_BHWC: the image, in [-1, 1].
-      lesion_BHW: its lesion mask, 0 or 1.
-
-    Returns:
-      reconstruction, kl and regression of shape (B,); dice of shape ().
+    The image is in [-1, 1], its lesion mask 0 or 1.
     """
     return {
         "reconstruction": l1(output.reconstruction_BHWC, image_BHWC),
@@ -100,16 +77,13 @@ def text_terms(
     text_BD: chex.Array,
     alignment: str,
 ) -> dict[str, chex.Array]:
-    """The unweighted terms of stage 2.
+    """The unweighted terms of stage 2, each of shape (B,): anatomy, modality and rebuild.
 
     Args:
       outputs: predicted anatomy (B, F) and modality (B, Z) factors, and the text embedding rebuilt from them.
       targets: the image's anatomy and modality factors, (B, ...) and (B, Z), taken as constants.
       text_BD: the text embedding.
       alignment: "cosine", as published, or "scaled": squared error.
-
-    Returns:
-      anatomy, modality and rebuild, each of shape (B,).
     """
     compare = cosine_alignment if alignment == "cosine" else mse
     terms = {"rebuild": mse(outputs[2], text_BD)}

@@ -25,9 +25,7 @@ PLANNED = ("bench", "serve")
 HELP = {"-h", "-help", "--help", "-helpfull", "--helpfull"}
 USAGE = "usage: python -m vgjax.main --config=FILE[:VARIANT+VARIANT] [--mode=MODE] [--config.KEY=VALUE ...]"
 
-_CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "Config file, e.g. configs/phantom.py or configs/phantom.py:smoke."
-)
+_CONFIG = config_flags.DEFINE_config_file("config", None, "File, e.g. configs/phantom.py or configs/phantom.py:smoke.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<config name>.")
 _STORE = flags.DEFINE_string("store", "", "Folder of artefacts, which runs share; default: store, beside the workdir.")
 _MODE = flags.DEFINE_enum("mode", "run", list(MODES), "What to do.")
@@ -71,8 +69,8 @@ def _help() -> str:
     from vgjax.keys import describe
 
     modes = [f"  {mode:<9} {words}" for mode, words in MODES.items()]
-    names = [holder.name for holder in (_CONFIG, _WORKDIR, _STORE, _MODE, _PROMPT, _COMPARE)]
-    names = [f"  --{name:<8} {flags.FLAGS[name].help}" for name in names]
+    holders = (_CONFIG, _WORKDIR, _STORE, _MODE, _PROMPT, _COMPARE)
+    names = [f"  --{holder.name:<8} {flags.FLAGS[holder.name].help}" for holder in holders]
     keys = "config keys with their defaults, which a config file may change (--config.denoiser.train.steps=3000):"
     return "\n".join([USAGE, "", "modes:", *modes, "", "flags:", *names, "", keys, "", *describe(Config())])
 

@@ -51,14 +51,8 @@ def clipping(config: Training) -> optax.GradientTransformation:
 def inner_matrices(params: Any) -> Any:
     """Which parameters Muon orthogonalises: kernels of the transformer's blocks, the text heads and stage 1's encoders.
 
-    The rest (ends, tables, biases) takes AdamW with Nesterov momentum.
-
-    Args:
-      params: tree of arrays or shapes; a block's kernel is (depth, in, out), a head's (in, out), and a convolution's
-        (h, w, in, out) counts as a matrix of h * w * in rows.
-
-    Returns:
-      The same tree with `MuonDimensionNumbers` or None at the leaves.
+    The rest (ends, tables, biases), whose leaf becomes None, takes AdamW with Nesterov momentum. A block's kernel is
+    (depth, in, out), a head's (in, out), and a convolution's (h, w, in, out) counts as a matrix of h * w * in rows.
     """
 
     def dimensions(path: tuple[Any, ...], leaf: Any) -> MuonDimensionNumbers | None:

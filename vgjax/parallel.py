@@ -48,14 +48,9 @@ def make_mesh(config: MeshConfig) -> jax.sharding.Mesh:
     return jax.make_mesh((data, config.fsdp, config.tensor), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def batch_shards(mesh: jax.sharding.Mesh) -> int:
-    """Over how many devices the batch axis is split."""
-    return mesh.shape["data"] * mesh.shape["fsdp"]
-
-
 def check_batch(mesh: jax.sharding.Mesh, key: str, batch_size: int) -> None:
     """Raises ConfigError unless `batch_size` divides over the mesh."""
-    shards = batch_shards(mesh)
+    shards = mesh.shape["data"] * mesh.shape["fsdp"]
     if batch_size % shards:
         raise ConfigError(
             f"config key '{key}' is {batch_size}: it must be a multiple of {shards}, the devices along data x fsdp"
@@ -64,7 +59,7 @@ def check_batch(mesh: jax.sharding.Mesh, key: str, batch_size: int) -> None:
 
 def path_name(path: tuple[Any, ...]) -> str:
     """`blocks/attn1/to_q/kernel` for a key path of `jax.tree_util`."""
-    return "/".join(str(getattr(k, "key", getattr(k, "name", getattr(k, "idx", k)))) for k in path)
+    return jax.tree_util.keystr(path, simple=True, separator="/")
 
 
 def _fit(spec: PartitionSpec, shape: tuple[int, ...], mesh: jax.sharding.Mesh) -> PartitionSpec:
@@ -110,8 +105,6 @@ def barrier(name: str) -> None:
 
 def gather(tree: Any) -> Any:
     """Arrays split over any devices of any process -> whole numpy arrays, on every process."""
-    if jax.process_count() == 1:
-        return jax.device_get(tree)
     return multihost_utils.process_allgather(tree, tiled=True)
 
 
@@ -130,9 +123,7 @@ def to_global(batch: Any, mesh: jax.sharding.Mesh) -> Any:
 def few_in_flight(step: Callable[..., tuple[Any, Any]], mesh: jax.sharding.Mesh) -> Callable[..., tuple[Any, Any]]:
     """A compiled step that waits for its call before last, on a mesh of several CPU devices; elsewhere `step` itself.
 
-    Args:
-      step: arguments -> (what the next call may take over, what stays).
-      mesh: where it runs.
+    `step` returns what the next call may take over, and what stays.
     """
     if mesh.size == 1 or mesh.devices.flat[0].platform != "cpu":
         return step

@@ -27,7 +27,8 @@ from vgjax.models.autoencoder import Autoencoder
 from vgjax.models.sdnet import PriorOutput
 from vgjax.types import Factors, Inputs, Keep, Tokens
 
-# A feature of the factors (a grid cell of a map, say) joins in if text predicts it on validation pictures at all.
+# A feature of the factors (a grid cell of a map, say) joins in if text predicts it on validation pictures at all; what
+# text predicts of the others is overfit and would dominate the PCA.
 FEATURE_SIGMAS = 2.0
 # A direction passes only if text predicts it on validation pictures: correlation above this many standard errors.
 GATE_SIGMAS = 3.0
@@ -38,9 +39,8 @@ GATE_SIGMAS = 3.0
 def to_unit_range(image_BHWC: jax.Array, intensity: str) -> jax.Array:
     """uint8 pictures -> float32 in [-1, 1].
 
-    Args:
-      intensity: "dataset" keeps absolute brightness (0 -> -1, 255 -> 1); "per_image" stretches each picture's own
-        range to exactly [-1, 1], as published.
+    Intensity "dataset" keeps absolute brightness (0 -> -1, 255 -> 1); "per_image" stretches each picture's own range to
+    exactly [-1, 1], as published.
     """
     x = image_BHWC.astype(jnp.float32)
     if intensity == "dataset":
@@ -75,23 +75,17 @@ def resized_mask(mask_BHW: jax.Array, size: int) -> jax.Array:
 def restyle(key: jax.Array, image_BHWC: jax.Array) -> jax.Array:
     """Pictures in another imaging style: random gain and offset a channel, blur and grain; geometry is untouched."""
     keys = jax.random.split(key, 5)
-    batch = len(image_BHWC)
-    draw = lambda k, shape, low, high: jax.random.uniform(k, (batch, *shape), minval=low, maxval=high)
+    draw = lambda k, shape, low, high: jax.random.uniform(k, (len(image_BHWC), *shape), minval=low, maxval=high)
     x = image_BHWC * draw(keys[0], (1, 1, 3), 0.6, 1.4) + draw(keys[1], (1, 1, 3), -0.3, 0.3)
     share = draw(keys[2], (1, 1, 1), 0.0, 1.0)
     x = share * x + (1 - share) * appearance.blur(x)
-    grain = draw(keys[3], (1, 1, 1), 0.0, 0.2) * jax.random.normal(keys[4], (*x.shape[:3], 1))
-    return x + grain
+    return x + draw(keys[3], (1, 1, 1), 0.0, 0.2) * jax.random.normal(keys[4], (*x.shape[:3], 1))
 
 
 def prior_losses(
     module: nn.Module, variables: Any, image_BHWC: jax.Array, lesion_BHW: jax.Array, key: jax.Array
 ) -> tuple[PriorOutput, dict[str, jax.Array], Any]:
-    """The training pass of the visual prior.
-
-    Returns:
-      Its output; the unweighted terms of the loss, all but the perceptual one; and moved running statistics.
-    """
+    """The visual prior in training: output, unweighted loss terms but the perceptual one, moved running statistics."""
     (output, extra), moved = module.apply(
         variables, image_BHWC, lesion_BHW, key, restyle, method="noisy_pass", mutable=["batch_stats"]
     )
@@ -113,9 +107,7 @@ def raw_factors(output: PriorOutput, grid: int) -> Factors:
 def factor_statistics(anatomy: np.ndarray, modality: np.ndarray) -> dict[str, np.ndarray]:
     """Mean of each grid cell and scale of each anatomy factor; mean and scale of each modality factor.
 
-    Args:
-      anatomy: (n, g, g, K) area fractions of the training pictures.
-      modality: (n, Z).
+    Of the training pictures' area fractions (n, g, g, K) and modality (n, Z).
     """
     mean, mean_m = anatomy.mean(0), modality.mean(0)
     scale, scale_m = np.sqrt(np.square(anatomy - mean).mean((0, 1, 2))), modality.std(0)
@@ -147,9 +139,7 @@ def text_factors(disentangler: Model, text_BD: jax.Array, grid: int) -> Factors:
     """Factors that frozen text embeddings imply, on the scale of `image_factors`."""
     chex.assert_rank(text_BD, 2)
     anatomy, modality, _ = disentangler(text_BD, train=False)
-    factors = Factors(anatomy_BggK=anatomy.reshape(len(text_BD), grid, grid, -1), modality_BZ=modality)
-    chex.assert_rank(factors.anatomy_BggK, 4)
-    return factors
+    return Factors(anatomy_BggK=anatomy.reshape(len(text_BD), grid, grid, -1), modality_BZ=modality)
 
 
 # ---------------------------------------------------------------- between stages 2 and 3: whitening
@@ -161,8 +151,7 @@ def whitening(
     """Principal directions of what text predicts, at unit variance; directions that chance could explain are zeroed.
 
     Args:
-      train_NF: predictions from training captions.
-      validation_NF: predictions from validation captions.
+      train_NF, validation_NF: predictions from training and from validation captions.
       truth_NF: the validation pictures' factors.
       components: how many directions to keep (M).
 
@@ -170,8 +159,6 @@ def whitening(
       mean (F,), whiten (F, M), back (M, F): parts = (x - mean) @ whiten, x ~ mean + parts @ back.
     """
     mean = train_NF.mean(0)
-    # Features whose validation correlation is below 2/sqrt(n) are zeroed: their predictions are overfit and would
-    # dominate the PCA.
     predictable = _correlation(validation_NF, truth_NF) > FEATURE_SIGMAS / np.sqrt(len(truth_NF))
     variances, directions = np.linalg.eigh(np.cov((train_NF - mean) * predictable, rowvar=False))
     order = np.argsort(variances)[::-1][:components]
@@ -198,18 +185,14 @@ def _correlation(a_NF: np.ndarray, b_NF: np.ndarray) -> np.ndarray:
 
 def denoise(dit: Model, process: Process, x_t: jax.Array, t_B: jax.Array, tokens: Tokens) -> jax.Array:
     """The network's output for noisy latents at process times t: what the loss compares and the samplers integrate."""
-    output = dit(x_t, process.network_time(t_B), tokens)
-    return output[..., : x_t.shape[-1]]  # a variance, where the network predicts one, is not used
+    # A variance, where the network predicts one, is not used.
+    return dit(x_t, process.network_time(t_B), tokens)[..., : x_t.shape[-1]]
 
 
 def diffusion_errors(
     dit: Model, process: Process, x_0: jax.Array, tokens: Tokens, time_key: jax.Array, noise_key: jax.Array
 ) -> jax.Array:
-    """Squared error of the network's output at random times, (B,).
-
-    Args:
-      x_0: clean latents, (B, h, w, c).
-    """
+    """Squared error of the network's output for clean latents x_0 (B, h, w, c) at random times, (B,)."""
     t, noise = process.draw_time(time_key, len(x_0)), jax.random.normal(noise_key, x_0.shape)
     x_t = process.add_noise(x_0, noise, t)
     return losses.mse(denoise(dit, process, x_t, t, tokens), process.target(x_0, noise, t))
@@ -233,10 +216,8 @@ def generate(
 ) -> jax.Array:
     """Latents, shaped as the noise, that follow a condition, by guided sampling; `decode` makes pictures of them.
 
-    Args:
-      to_tokens: a condition's inputs, and for each channel which examples keep theirs, to what the transformer reads.
-      inputs: by channel, with a leading batch axis.
-      guided: the branches to evaluate and the (traced) coefficient of each.
+    `to_tokens` takes a condition's inputs, and for each channel which examples keep theirs; `guided` holds the branches
+    to evaluate and the (traced) coefficient of each.
     """
     count, process = len(guided.kept), sampling.process
     repeated = jax.tree.map(lambda a: jnp.concatenate([a] * count), inputs)

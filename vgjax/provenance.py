@@ -54,26 +54,21 @@ def provenance(seed: int) -> dict[str, Any]:
     """
     devices = jax.devices()
     memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    hardware = f"{len(devices)} x {devices[0].device_kind}; {_cpu()}, {memory_gib:.0f} GiB memory"
-    versions = {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES}
     return {
         "command": command_line(sys.argv),
         "commit": _commit(PACKAGE_DIR),
-        "hardware": hardware,
+        "hardware": f"{len(devices)} x {devices[0].device_kind}; {_cpu()}, {memory_gib:.0f} GiB memory",
         "device_count": len(devices),
         "seed": seed,
-        "versions": versions,
+        "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
     }
 
 
 def command_line(argv: Sequence[str]) -> str:
     """The command as one shell line without the paths of this machine: "/a/b/c" becomes "c"."""
-    program, *arguments = argv
-    if program.endswith((f"{PACKAGE_DIR.name}/main.py", f"{PACKAGE_DIR.name}/__main__.py")):
-        head = ["python", "-m", f"{PACKAGE_DIR.name}.main"]
-    else:
-        head = [_last_part(program)]
-    return shlex.join([*head, *map(_last_part, arguments)])
+    program, *arguments = map(_last_part, argv)
+    head = ["python", "-m", "vgjax.main"] if argv[0].endswith("vgjax/main.py") else [program]
+    return shlex.join([*head, *arguments])
 
 
 def _last_part(argument: str) -> str:
@@ -97,23 +92,25 @@ def _commit(package_dir: Path) -> str:
         return "unknown"
 
 
-def _cpu() -> str:
+def _from_kernel(path: str, pattern: str) -> str:
+    """What the pattern's group is in a file of the kernel's; empty where there is none."""
     try:
-        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+        found = re.search(pattern, Path(path).read_text(), re.MULTILINE)
     except OSError:
-        found = None
+        return ""
+    return found[1].strip() if found else ""
+
+
+def _cpu() -> str:
+    model = _from_kernel("/proc/cpuinfo", r"^model name\s*:\s*(.+)$")
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return f"{found[1].strip() if found else platform.processor() or platform.machine()}, {cores} cores"
+    return f"{model or platform.processor() or platform.machine()}, {cores} cores"
 
 
 def peak_rss_mb() -> float:
     """Largest resident memory of this process so far, in MB (10^6 bytes)."""
-    try:
-        # getrusage inherits the peak of the process that forked this one; the kernel's high-water mark does not.
-        found = re.search(r"^VmHWM:\s*(\d+) kB$", Path("/proc/self/status").read_text(), re.MULTILINE)
-    except OSError:
-        found = None
-    if found:
-        return int(found[1]) * 1024 / 1e6
+    # getrusage inherits the peak of the process that forked this one; the kernel's high-water mark does not.
+    if kilobytes := _from_kernel("/proc/self/status", r"^VmHWM:\s*(\d+) kB$"):
+        return int(kilobytes) * 1024 / 1e6
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1 if sys.platform == "darwin" else 1024) / 1e6

@@ -18,26 +18,23 @@ class UndeclaredKey(LookupError):
 
 
 def declared(flat: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
-    """The entries of a flat config that `keys` declare.
+    """The entries of a flat config that `keys`, in whatever order, declare.
 
-    Args:
-      flat: as from `Config.flat`.
-      keys: 'seed' is a key, 'prior.*' a group with all below it; '-data.workers' and '-data.*' take out, in any order.
+    'seed' is a key, 'prior.*' a group with all below it; '-data.workers' and '-data.*' take out.
 
     Raises:
       ValueError: an entry of `keys` adds or takes out nothing.
     """
     found: dict[str, Any] = {}
-    for pattern in sorted(keys, key=lambda key: key.startswith("-")):
-        removes = pattern.startswith("-")
-        chosen = [name for name in (found if removes else flat) if _matches(name, pattern.removeprefix("-"))]
+    for key in sorted(keys, key=lambda key: key.startswith("-")):
+        pattern = key.removeprefix("-")
+        chosen = [name for name in (flat if key == pattern else found) if _matches(name, pattern)]
         if not chosen:
-            raise ValueError(f"'{pattern}' declares nothing: name a key or a group ('prior.*') of the config")
-        for name in chosen:
-            if removes:
-                del found[name]
-            else:
-                found[name] = flat[name]
+            raise ValueError(f"'{key}' declares nothing: name a key or a group ('prior.*') of the config")
+        if key == pattern:
+            found |= {name: flat[name] for name in chosen}
+        else:
+            found = {name: value for name, value in found.items() if name not in chosen}
     return found
 
 
@@ -61,15 +58,17 @@ class _View:
         raise AttributeError(f"config key '{self._where}{name}' cannot be set: the view is read-only")
 
 
-def scoped(config: Any, keys: Sequence[str]) -> Any:
+def scoped(config: Any, keys: Sequence[str], free: Sequence[str] = ()) -> Any:
     """A read-only view of a config (nested dataclasses or pydantic models) that holds the declared keys alone.
 
-    A group that is declared as a whole is the original object. Reading another key raises `UndeclaredKey`.
+    The `free` ones join them, taken out or not. A group that is declared as a whole is the original object. Reading
+    another key raises `UndeclaredKey`.
 
     Raises:
       ValueError: as `declared`.
     """
-    return _view(config, declared(dict(_leaves(config, "")), keys), "")
+    flat = dict(_leaves(config, ""))
+    return _view(config, declared(flat, keys) | declared(flat, free), "")
 
 
 def _fields(value: Any) -> tuple[str, ...]:

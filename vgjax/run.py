@@ -27,9 +27,7 @@ CONFIG_FILE = "config.json"
 def open_run(config_dict: ml_collections.ConfigDict, workdir: str, store: str = "") -> Run:
     """Checks all that can be checked without work; makes nothing.
 
-    Args:
-      workdir: what is written for people; default runs/<config name>.
-      store: folder of the artefacts, which runs share; default "store" beside the workdir.
+    `workdir`, for people, is by default runs/<config name>; `store`, of the artefacts, "store" beside it.
 
     Raises:
       ConfigError: bad config, unreadable data, a mesh that does not fit, a folder that cannot be written or is none.
@@ -64,11 +62,9 @@ def _check_writable(folder: pathlib.Path) -> None:
 
 def check_batches(run: Run) -> None:
     """Raises ConfigError unless every batch size divides over the mesh."""
-    sizes = {
-        f"{s.name}.train.batch_size": getattr(run.config, s.name).train.batch_size for s in stages.plan(run.config)
-    }
-    for key, size in {**sizes, "sample.batch_size": run.config.sample.batch_size}.items():
-        parallel.check_batch(run.mesh, key, size)
+    flat = run.config.flat()
+    for key in (*(f"{stage.name}.train.batch_size" for stage in stages.plan(run.config)), "sample.batch_size"):
+        parallel.check_batch(run.mesh, key, flat[key])
 
 
 def check_weights(run: Run) -> None:
@@ -117,7 +113,6 @@ def _begin(run: Run, anew: bool = True) -> None:
     """Makes the workdir and notes the config there, for `reopen`; without `anew` only where none is noted."""
     if not anew and (run.workdir / CONFIG_FILE).exists():
         return
-    run.workdir.mkdir(parents=True, exist_ok=True)
     # Relative, so that workdir and store may move together.
     store = os.path.relpath(run.store.root.resolve(), run.workdir.resolve())
     write_json(run.workdir / CONFIG_FILE, {"config": run.config.model_dump(), "store": store})

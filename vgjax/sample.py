@@ -22,8 +22,7 @@ from vgjax.types import Inputs, Request
 class Sampler:
     """A trained run, ready to draw: `sampler(sampler.inputs(requests), seeds) -> uint8 pictures`.
 
-    Attributes:
-      compilations: how many programs have been compiled for drawing.
+    `compilations` counts the programs that have been compiled for drawing.
     """
 
     def __init__(self, context: Context):
@@ -49,7 +48,6 @@ class Sampler:
 
     @property
     def channels(self) -> tuple[str, ...]:
-        """Of the condition."""
         return self._trained.condition.channels
 
     def inputs(self, requests: Sequence[Request]) -> Inputs:
@@ -61,21 +59,19 @@ class Sampler:
     ) -> np.ndarray:
         """Pictures (B, H, W, 3) uint8; the picture of a seed does not depend on the others in the batch.
 
-        Args:
-          weights: guidance weight of each channel in the place of the config's; another value recompiles nothing.
+        `weights` are guidance weights by channel in the place of the config's; other values recompile nothing.
 
         Raises:
           ValueError: the weights need a branch that the config's weights do not.
         """
         size, count = self._context.config.sample.batch_size, len(picture_seeds)
         coefficients = jnp.asarray(guidance.coefficients(self._kept, weights or self._weights), jnp.float32)
-        padded = -(-count // size) * size
-        rows = np.minimum(np.arange(padded), count - 1)
+        batches = np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)  # filled with the last
         columns = jax.tree.map(np.asarray, {"inputs": inputs, "seeds": seeds.halves(list(picture_seeds))})
         pictures = []
         with jax.set_mesh(self._context.mesh):
-            for start in range(0, padded, size):
-                mine = rows[start : start + size][parallel.process_rows(size)]
+            for rows in batches:
+                mine = rows[parallel.process_rows(size)]
                 taken = jax.tree.map(lambda a, at=mine: a[at], columns)
                 batch = parallel.to_global(taken, self._context.mesh)
                 drawn = self._draw(*self._variables, batch["inputs"], batch["seeds"], coefficients)
@@ -89,18 +85,12 @@ def guidance_weights(config: Config, channels: Sequence[str]) -> dict[str, float
 
 
 def sample_prompt(run: Run, prompt: str) -> list[pathlib.Path]:
-    """Draws `sample.count` pictures of one prompt into workdir/samples and writes their settings beside them.
-
-    Returns:
-      The PNG files, then the JSON file.
-    """
-    config = run.config
-    sampler = Sampler(run.context)
+    """Draws `sample.count` pictures of one prompt into workdir/samples: PNG files, then their settings as JSON."""
+    config, sampler = run.config, Sampler(run.context)
     picture_seeds = [config.seed + i for i in range(config.sample.count)]
     pictures = sampler(sampler.inputs([Request(prompt=prompt)] * len(picture_seeds)), picture_seeds)
     name = hashlib.sha256(prompt.encode()).hexdigest()[:12]
     folder = run.workdir / "samples"
-    folder.mkdir(parents=True, exist_ok=True)
     paths = [folder / f"{name}-{seed}.png" for seed in picture_seeds]
     for path, picture in zip(paths, pictures, strict=True):
         with replacing(path) as part:

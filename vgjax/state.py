@@ -19,9 +19,7 @@ class TrainState:
 
     Attributes:
       step: optimiser steps taken, int32 scalar.
-      params: trained parameters.
-      model_state: other collections that training moves (batch statistics), possibly empty.
-      opt_state: optax state.
+      model_state: other collections than `params` that training moves (batch statistics), possibly empty.
       ema: moving average of params; empty where it is off.
       plateau: optax's state of the schedule "plateau": best validation score, validations since, and the scale of the
         learning rate; stays as it begins in the other schedules.
@@ -52,9 +50,7 @@ def apply_gradients(
     if ema_decay:
         decay = jnp.minimum(ema_decay, (1.0 + state.step) / (10.0 + state.step))
         ema = optax.incremental_update(params, ema, 1.0 - decay)
-    return dataclasses.replace(
-        state, step=state.step + 1, params=params, model_state=model_state, opt_state=opt_state, ema=ema
-    )
+    return TrainState(state.step + 1, params, model_state, opt_state, ema, state.plateau)
 
 
 def after_validation(state: TrainState, score: float) -> TrainState:

@@ -19,14 +19,15 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+from vgjax.atomic import write_json
 from vgjax.config import ConfigError
-from vgjax.recipes import ABSENT, Recipe, UndeclaredKey, declared, scoped
-
-__all__ = ["ABSENT", "Artefact", "Recipe", "Store", "StoreError", "UndeclaredKey", "declared", "scoped", "stamps"]
+from vgjax.recipes import ABSENT, Recipe
 
 MANIFEST, RECIPE = "manifest.json", "recipe.json"  # of a whole artefact, and of one in the making
 FOLDER = re.compile(r"[a-z_]+-[0-9a-f]{12}(\.part)?")
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what comes of reading a broken manifest
+
+_warn_once = functools.cache(logging.warning)  # once a process for each message
 
 
 class StoreError(ConfigError):
@@ -60,13 +61,13 @@ def _walk(folder: os.PathLike[str], where: str) -> Iterator[tuple[str, os.stat_r
 
 
 class Artefact:
-    """One that is there, whole."""
+    """One that is there, whole: a folder with a readable manifest."""
 
-    def __init__(self, folder: pathlib.Path, manifest: dict[str, Any]):
-        self.folder, self.manifest, self.created = folder, manifest, str(manifest["created"])
-        self.recipe = Recipe.read(manifest)
+    def __init__(self, folder: pathlib.Path):
+        self.folder, self.manifest = folder, _read_json(folder / MANIFEST)
+        self.created, self.files = str(self.manifest["created"]), tuple(sorted(self.manifest["files"]))
+        self.recipe = Recipe.read(self.manifest)
         self.name, self.digest = self.recipe.name, self.recipe.digest
-        self.files = tuple(sorted(manifest["files"]))
         self._checked: set[str] = set()
 
     def path(self, file: str) -> pathlib.Path:
@@ -138,16 +139,17 @@ class Store:
                 part.mkdir(exist_ok=True)
                 for rest in part.rglob(".*.part"):  # of `atomic.replacing` in a process that was killed
                     rest.unlink()
-                _write_json(part / RECIPE, actual.describe())
-            info = make(part)
+                write_json(part / RECIPE, actual.describe())
+            info = dict(make(part) or {})
             with _told(*fault):
-                more = {"files": _files(part, loose), "info": dict(info or {}), "created": _now()}
-                _write_json(part / MANIFEST, {**actual.describe(), **more})
+                now = datetime.datetime.now(datetime.UTC).isoformat()
+                more = {"files": _files(part, loose), "info": info, "created": now}
+                write_json(part / MANIFEST, {**actual.describe(), **more})
                 (part / RECIPE).unlink()
                 _sync(part)
                 part.rename(folder)
                 _sync(self.root)
-        return Artefact(folder, _read_json(folder / MANIFEST))
+        return Artefact(folder)
 
     def part(self, recipe: Recipe) -> pathlib.Path:
         """The folder in which an artefact is made."""
@@ -159,15 +161,13 @@ class Store:
 
     def unused(self, recipes: Sequence[Recipe]) -> list[tuple[pathlib.Path, int]]:
         """Folders that neither the recipes nor their inputs need, with bytes: for the user to delete."""
-        needed: set[str] = set()
-        waiting = list(recipes)
-        while waiting:
-            recipe = waiting.pop()
-            actual, found = self._look(recipe)
-            needed |= {found.folder.name} if found else {actual.label, f"{actual.label}.part"}
-            waiting += recipe.inputs.values()
+        needed: set[str] = set().union(*map(self._needed, recipes))
         ours = [path for path in sorted(self.root.glob("*")) if FOLDER.fullmatch(path.name)]
         return [(path, sum(one.st_size for _, one in _walk(path, ""))) for path in ours if path.name not in needed]
+
+    def _needed(self, recipe: Recipe) -> set[str]:
+        label = self._look(recipe)[0].label
+        return {label, f"{label}.part"}.union(*map(self._needed, recipe.inputs.values()))
 
     def _look(self, recipe: Recipe) -> tuple[Recipe, Artefact | None]:
         """What to make, its inputs being those that are there, and what is there of it."""
@@ -182,25 +182,23 @@ class Store:
     def _open(self, label: str) -> Artefact | None:
         """An artefact by its folder's name; None where the manifest is missing, unreadable or of another one."""
         try:
-            found = Artefact(self.root / label, _read_json(self.root / label / MANIFEST))
+            found = Artefact(self.root / label)
         except UNREADABLE:
             return None
         return found if found.recipe.label == label else None
 
     def _stand_in(self, recipe: Recipe, trained_inputs: Sequence[str]) -> Artefact | None:
         """Never one whose trained inputs are not those in use: the two would not fit together."""
-        usable = []
-        for path in self.root.glob(f"{recipe.name}-*"):
-            if one := self._open(path.name):
-                filled = recipe.with_raw(one.recipe)
-                same = filled.identity == one.recipe.identity if recipe.trained else filled.digest == one.digest
-                if same and all(one.recipe.inputs[i].digest == filled.inputs[i].digest for i in trained_inputs):
-                    usable.append(one)
-        if not usable:
-            return None
-        found = max(usable, key=lambda one: one.created)
-        again = "; delete the folder to train it again" if recipe.trained else ""
-        _warn(f"{found.folder} is used as it is: {'; '.join(recipe.differences(found.recipe))}{again}")
+
+        def fits(one: Artefact) -> bool:
+            filled = recipe.with_raw(one.recipe)
+            same = filled.identity == one.recipe.identity if recipe.trained else filled.digest == one.digest
+            return same and all(one.recipe.inputs[i].digest == filled.inputs[i].digest for i in trained_inputs)
+
+        there = filter(None, (self._open(path.name) for path in self.root.glob(f"{recipe.name}-*")))
+        if found := max(filter(fits, there), key=lambda one: one.created, default=None):
+            again = "; delete the folder to train it again" if recipe.trained else ""
+            _warn_once(f"{found.folder} is used as it is: {'; '.join(recipe.differences(found.recipe))}{again}")
         return found
 
     def _status(self, recipe: Recipe) -> tuple[str, str, str]:
@@ -225,12 +223,6 @@ class Store:
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _write_json(path: pathlib.Path, values: Mapping[str, Any]) -> None:
-    """In place: the folder that it lies in is what appears at once."""
-    path.write_text(json.dumps(values, indent=1), encoding="utf-8")
-    _sync(path)
 
 
 def _sync(path: pathlib.Path) -> None:
@@ -275,13 +267,3 @@ def _told(fault: str, remedy: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise StoreError(f"{fault} ({error.strerror}): {remedy}") from None
-
-
-@functools.cache
-def _warn(message: str) -> None:
-    """Once a process for each message."""
-    logging.warning("%s", message)
-
-
-def _now() -> str:
-    return datetime.datetime.now(datetime.UTC).isoformat()

@@ -1,7 +1,6 @@
 """The one training loop, for every stage: mesh, data, state, restore, step, log, validate, save; read top to bottom."""
 
-from __future__ import annotations
-
+import contextlib
 import functools
 import json
 import pathlib
@@ -52,8 +51,7 @@ def train_step(
 def train(context: Context, stage: Stage, folder: pathlib.Path) -> dict[str, Any]:
     """Trains a stage to its end, from the latest checkpoint in the folder where there is one, and exports it there.
 
-    Returns:
-      Fingerprint of the exported variables, the step they are of, seconds and memory.
+    Returns the exported variables' fingerprint and step, seconds and memory.
 
     Raises:
       FloatingPointError: the loss is not finite.
@@ -113,7 +111,7 @@ def train(context: Context, stage: Stage, folder: pathlib.Path) -> dict[str, Any
 
 def _export(folder: pathlib.Path, params: Any, model_state: Any, step: int, wall_s: float) -> dict[str, Any]:
     """Writes the stage's variables; its checkpoints have served."""
-    exported = jax.tree.map(np.asarray, parallel.gather({"params": params, **model_state}))
+    exported = parallel.gather({"params": params, **model_state})
     done = {"fingerprint": fingerprint(exported), "step": step, "wall_s": wall_s, "peak_rss_mb": peak_rss_mb()}
     if parallel.is_main():
         checkpoint.save_export(folder / VARIABLES, exported)
@@ -135,8 +133,8 @@ class Validation:
         batches = ordered_batches(stage.source("validation"), stage.example, stage.training.batch_size)
         for number, (rows, valid) in enumerate(batches):
             mine = jax.tree.map(lambda a: a[parallel.process_rows(len(a))], rows)
-            key = jax.random.fold_in(self._base_key, number)  # each batch has draws of its own, the same at each call
             batch = parallel.to_global(mine, self._mesh)
+            key = jax.random.fold_in(self._base_key, number)  # each batch has draws of its own, the same at each call
             values = self._step(final_params(state), state.model_state, frozen, batch, key)
             for name, value in parallel.gather(values).items():
                 totals[name] = totals.get(name, 0.0) + float(np.sum(value[:valid]))
@@ -144,7 +142,7 @@ class Validation:
         return {name: total / count for name, total in totals.items()}
 
 
-class Log:
+class Log(contextlib.AbstractContextManager["Log"]):
     """Progress bar, JSONL and TensorBoard rows of one stage; the first process alone writes."""
 
     def __init__(self, folder: pathlib.Path, stage: Stage):
@@ -153,17 +151,13 @@ class Log:
         self._board = SummaryWriter(str(folder / "tensorboard"), write_to_disk=self._writes)
         self.seconds_before = 0.0
 
-    def __enter__(self) -> Log:
-        return self
-
     def __exit__(self, *error: object) -> None:
         self._bar.close()
         self._board.close()
 
     def start(self, step: int) -> None:
         """Drops rows after `step`, which a killed run wrote past its last checkpoint and this one writes again."""
-        rows = read_log(self._path)
-        kept = [row for row in rows if row["step"] <= step]
+        kept = [row for row in read_log(self._path) if row["step"] <= step]
         if self._writes:
             write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
         self.seconds_before = max((row["elapsed_s"] for row in kept), default=0.0)

@@ -67,7 +67,7 @@ class Tokens:
     """What the diffusion transformer is conditioned on.
 
     Attributes:
-      tokens_BND: condition tokens for cross-attention, one a channel.
+      tokens_BND: for cross-attention, one a channel.
       mask_BN: 1 where a token may be attended to.
       spatial_BggD: anatomy on its coarse grid, added to the patch tokens; None in the reference.
       style_BD: modality, added to the timestep embedding; None in the reference.

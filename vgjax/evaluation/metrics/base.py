@@ -70,6 +70,9 @@ class Options(NamedTuple):
     resamples: int
 
 
+RequestsOf = Callable[[Sequence[TestCase], Options], Sequence[Request]]
+
+
 class Metric(NamedTuple):
     """A row of the table `vgjax.evaluation.metrics.METRICS`.
 
@@ -80,7 +83,7 @@ class Metric(NamedTuple):
     """
 
     run: Callable[[Sequence[TestCase], Mapping[str, Seen], Seen, Options], Results]
-    sets: Mapping[str, Callable[[Sequence[TestCase], Options], Sequence[Request]]] = {}
+    sets: Mapping[str, RequestsOf] = {}
     needs: tuple[str, ...] = ()
 
 

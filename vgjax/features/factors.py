@@ -10,9 +10,8 @@ import numpy as np
 
 from vgjax import build, checkpoint, pipeline
 from vgjax.context import Context, Producer
-from vgjax.data import records
 from vgjax.data.records import Records, SkippedRows
-from vgjax.features.base import filled, write_column
+from vgjax.features.base import pictures, write_column
 from vgjax.types import Factors
 
 SPLITS = ("train", "validation")
@@ -28,9 +27,9 @@ def make(context: Context, folder: pathlib.Path) -> dict[str, Any]:
     extract = jax.jit(lambda image: pipeline.raw_factors(pipeline.encode(prior, image), config.prior.grid))
 
     def compute(rows):
-        images = filled([records.from_png(row["image"]) for row in rows], EXTRACT_BATCH)
-        found = extract(pipeline.prior_input(jnp.asarray(images), size, intensity))
-        pairs = zip(np.asarray(found.anatomy_BggK), np.asarray(found.modality_BZ), strict=True)
+        images = jnp.asarray(pictures(rows, EXTRACT_BATCH))
+        found = jax.device_get(extract(pipeline.prior_input(images, size, intensity)))
+        pairs = zip(found.anatomy_BggK, found.modality_BZ, strict=True)
         return [{"anatomy": anatomy, "modality": modality} for anatomy, modality in pairs][: len(rows)]
 
     sources = {split: context.rows(["pictures"], split) for split in SPLITS}

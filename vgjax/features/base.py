@@ -15,6 +15,7 @@ from vgjax.data import records
 from vgjax.data.records import SkippedRows
 
 SHARD_ROWS = 4096
+TRAINING_SPLITS = ("train", "validation")
 
 Fields = dict[str, np.ndarray]
 # Rows -> the new fields of each.

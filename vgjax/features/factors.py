@@ -11,10 +11,9 @@ import numpy as np
 from vgjax import build, checkpoint, pipeline
 from vgjax.context import Context, Producer
 from vgjax.data.records import Records, SkippedRows
-from vgjax.features.base import pictures, write_column
+from vgjax.features.base import TRAINING_SPLITS, pictures, write_column
 from vgjax.types import Factors
 
-SPLITS = ("train", "validation")
 EXTRACT_BATCH = 64
 STATISTICS = "statistics.safetensors"
 
@@ -32,12 +31,12 @@ def make(context: Context, folder: pathlib.Path) -> dict[str, Any]:
         pairs = zip(found.anatomy_BggK, found.modality_BZ, strict=True)
         return [{"anatomy": anatomy, "modality": modality} for anatomy, modality in pairs][: len(rows)]
 
-    sources = {split: context.rows(["pictures"], split) for split in SPLITS}
+    sources = {split: context.rows(["pictures"], split) for split in TRAINING_SPLITS}
     raw = folder / "raw"
     raw.mkdir(exist_ok=True)
     info = write_column(raw, "factors", sources, compute, EXTRACT_BATCH)
     lost = {split: set(numbers) for split, numbers in info["absent"].items()}
-    found = {split: SkippedRows(Records(sorted(raw.glob(f"{split}-*"))), lost[split]) for split in SPLITS}
+    found = {split: SkippedRows(Records(sorted(raw.glob(f"{split}-*"))), lost[split]) for split in TRAINING_SPLITS}
     stats = statistics(found["train"], config.prior.standardise)
     checkpoint.save_export(folder / STATISTICS, stats)
     write_column(folder, "standardised factors", found, lambda rows: [_standardised(row, stats) for row in rows], 1)

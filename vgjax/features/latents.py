@@ -10,10 +10,9 @@ import numpy as np
 from vgjax import build, pipeline
 from vgjax.config import Config
 from vgjax.context import Context, Producer
-from vgjax.features.base import pictures, write_column
+from vgjax.features.base import TRAINING_SPLITS, pictures, write_column
 from vgjax.models.autoencoder import Autoencoder
 
-SPLITS = ("train", "validation")
 ENCODE_BATCH = 4
 
 
@@ -36,7 +35,7 @@ def make(context: Context, folder: pathlib.Path) -> dict[str, Any]:
         found = np.asarray(encode(autoencoder, pictures(rows, ENCODE_BATCH)), np.float16)
         return ({"latents": latents} for latents in found[: len(rows)])
 
-    sources = {split: context.rows(["pictures"], split) for split in SPLITS}
+    sources = {split: context.rows(["pictures"], split) for split in TRAINING_SPLITS}
     return write_column(folder, "latents", sources, compute, ENCODE_BATCH)
 
 

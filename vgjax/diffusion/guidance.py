@@ -37,13 +37,10 @@ def _all_coefficients(weights: Mapping[str, float]) -> list[float]:
 
 
 def branches(weights: Mapping[str, float]) -> tuple[int, ...]:
-    """The branches whose coefficient is not zero.
+    """The branches whose coefficient is not zero, for weights of channels in the condition's order.
 
-    A weight of 1 for the first channel drops the branch without any, a weight of 0 for the last one the branch with
-    all, and equal weights of neighbours the branch between them.
-
-    Args:
-      weights: guidance weight of each channel, in the condition's order; 1 is no guidance, 0 ignores the channel.
+    1 is no guidance, 0 ignores the channel. A weight of 1 for the first channel drops the branch without any, a weight
+    of 0 for the last one the branch with all, and equal weights of neighbours the branch between them.
     """
     return tuple(k for k, value in enumerate(_all_coefficients(weights)) if value)
 

@@ -18,13 +18,7 @@ TIME_SCALE = 1000.0  # the network's time embedding expects times in [0, 1000)
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-    """A forward process and the meaning of the network's output.
-
-    Attributes:
-      objective: "epsilon", "v" or "flow".
-      timesteps: length of the discrete schedule (epsilon, v).
-      beta_start, beta_end: ends of the linear betas (epsilon, v).
-    """
+    """A forward process and the meaning of the network's output; all but `objective` is of the discrete schedule."""
 
     objective: str
     timesteps: int = 1000

@@ -75,8 +75,8 @@ def control_rows(estimates: dict[str, Any], channels: Mapping[str, str]) -> list
     for factor, channel in channels.items():
         if accuracy := estimates.get(f"control/accuracy/{factor}"):
             chance, real = (estimates[f"{name}/{factor}"]["value"] for name in ("control/chance", "control_real"))
-            interval = tuple(accuracy["interval"]) if accuracy["interval"] else None
-            rows.append(ControlRow(factor, channel, accuracy["value"], chance, real, accuracy["n"], interval))
+            value, n, interval = (accuracy[name] for name in ("value", "n", "interval"))
+            rows.append(ControlRow(factor, channel, value, chance, real, n, interval))
     return rows
 
 

@@ -18,19 +18,15 @@ SHARD_ROWS = 4096
 TRAINING_SPLITS = ("train", "validation")
 
 Fields = dict[str, np.ndarray]
-# Rows -> the new fields of each.
-Compute = Callable[[Sequence[dict[str, Any]]], Iterable[Fields]]
+Compute = Callable[[Sequence[dict[str, Any]]], Iterable[Fields]]  # rows -> the new fields of each
 
 
 def write_column(
     folder: pathlib.Path, name: str, sources: dict[str, SkippedRows], compute: Compute, batch: int
 ) -> dict[str, Any]:
-    """Writes folder/<split>-<shard>.array_record; shards of an earlier, broken off call stay as they are.
+    """Writes folder/<split>-<shard>.array_record from the rows of each split, at most `batch` of them at a time.
 
-    Args:
-      name: for the progress bar.
-      sources: split -> the rows to compute from.
-      batch: most rows that `compute` is given at a time.
+    Shards of an earlier, broken off call stay as they are; `name` is for the progress bar.
 
     Returns:
       What the artefact's manifest says: the absent rows of each split.

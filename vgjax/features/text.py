@@ -18,9 +18,7 @@ EMBED_BATCH = 256
 def padded(tokens_ND: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
     """Tokens (length, D), cut off or filled with zeros, and their mask (length,): True where there is one."""
     kept = tokens_ND[:length]
-    filled = np.zeros((length, tokens_ND.shape[1]), tokens_ND.dtype)
-    filled[: len(kept)] = kept
-    return filled, np.arange(length) < len(kept)
+    return np.pad(kept, ((0, length - len(kept)), (0, 0))), np.arange(length) < len(kept)
 
 
 def make(field: str, context: Context, folder: pathlib.Path) -> dict[str, Any]:

@@ -93,8 +93,7 @@ class Denoising(Stage):
         return {**picture, **self.condition.example(row)}
 
     def pretrained(self) -> tuple[Any, Any] | None:
-        found = load_pretrained(self._config, self.frozen.get("dit"))
-        return (found, {}) if found else None
+        return load_pretrained(self._config, self.frozen.get("dit"))
 
 
 def columns(config: Config) -> tuple[str, ...]:
@@ -164,11 +163,8 @@ def load_transformer(config: Config) -> dict[str, Any]:
     return variables["params"]
 
 
-def load_pretrained(config: Config, transformer: Any) -> dict[str, Any] | None:
-    """Parameters of condition and adapter from the files that the config names in the place of training.
-
-    Args:
-      transformer: parameters of the transformer that the adapter is for.
+def load_pretrained(config: Config, transformer: Any) -> tuple[Any, Any] | None:
+    """Parameters of the condition and of an adapter of `transformer`, from files named in the place of training.
 
     Raises:
       ConfigError: the files cannot be read, or are of other sizes than the config says.
@@ -190,7 +186,7 @@ def load_pretrained(config: Config, transformer: Any) -> dict[str, Any] | None:
             f"config key 'denoiser.lora.weights' names '{c.lora.weights}', which adapts other layers or has another"
             " rank than denoiser.lora.targets and denoiser.lora.rank say: take both from its adapter_config.json"
         )
-    return {"condition": condition, "lora": found}
+    return {"condition": condition, "lora": found}, {}
 
 
 def check(config: Config) -> None:

@@ -20,8 +20,7 @@ class Alignment(Stage):
     def __init__(self, context: Context):
         super().__init__(context)
         self._module = build.disentangler(context.config)
-        rebuild = context.config.disentangler.weight_reconstruction
-        self.weights = {"anatomy": 1.0, "modality": 1.0, "rebuild": rebuild}
+        self.weights = {"anatomy": 1.0, "modality": 1.0, "rebuild": context.config.disentangler.weight_reconstruction}
 
     def init(self, key: jax.Array) -> tuple[Any, Any]:
         variables = self._module.init(key, jnp.zeros((2, self._config.text_encoder.width)), train=False)

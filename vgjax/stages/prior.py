@@ -90,11 +90,7 @@ def load_features(path: str) -> Any:
 
 
 def mirror(key: jax.Array, *pictures: jax.Array) -> tuple[jax.Array, ...]:
-    """Each picture of the batch left-right and up-down at random, with probability 1/2 each, alike in all arguments.
-
-    Args:
-      pictures: (B, H, W) or (B, H, W, C).
-    """
+    """Pictures (B, H, W) or (B, H, W, C) mirrored along either axis with probability 1/2, alike in all arguments."""
     for axis, k in zip((1, 2), jax.random.split(key), strict=True):
         turned_B = jax.random.bernoulli(k, 0.5, (len(pictures[0]),))
         pictures = tuple(jax.vmap(jnp.where)(turned_B, jnp.flip(x, axis), x) for x in pictures)

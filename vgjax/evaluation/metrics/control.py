@@ -30,8 +30,8 @@ def measure(cases: Sequence[TestCase], drawn: Mapping[str, Seen], real: Seen, op
     for channel, values in accuracies.items():
         yield f"control/accuracy_mean_{channel}", Estimate(float(np.mean(values)), len(cases))
     if accuracies:
-        mean = float(np.mean([value for values in accuracies.values() for value in values]))
-        yield "control/accuracy_mean", Estimate(mean, len(cases))
+        mean = np.concatenate(list(accuracies.values())).mean()
+        yield "control/accuracy_mean", Estimate(float(mean), len(cases))
 
 
 def hits(cases: Sequence[TestCase], read: Sequence[Levels], factor: str) -> np.ndarray:

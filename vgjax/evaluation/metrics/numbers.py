@@ -17,9 +17,7 @@ REQUIRED_PROVENANCE = ("config", "command", "commit", "hardware", "seed")
 def write_metrics(path: Path, metrics: Mapping[str, float], provenance: Mapping[str, Any]) -> None:
     """Writes one flat JSON object: every metric and every provenance key at the top level.
 
-    Args:
-      metrics: such as "control/accuracy_mean": 0.83.
-      provenance: at least `REQUIRED_PROVENANCE`; fingerprints as strings under "fingerprint/<stage>".
+    Provenance is at least `REQUIRED_PROVENANCE`, and fingerprints as strings under "fingerprint/<stage>".
 
     Raises:
       ValueError: a metric is not a finite number, a name is used twice, a provenance key is missing, a fingerprint is

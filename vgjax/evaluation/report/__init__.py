@@ -50,12 +50,10 @@ class FactorMaps(NamedTuple):
 
 @dataclass(frozen=True)
 class SwapGrid:
-    """Pictures generated from the anatomy of one text and the modality of another.
+    """Pictures (R, C, H, W, 3) uint8, generated from the anatomy of R row texts and the modality of C column texts.
 
-    Attributes:
-      row_texts: R texts that gave the anatomy.
-      column_texts: C texts that gave the modality.
-      images: (R, C, H, W, 3) uint8; ValueError where R or C is another.
+    Raises:
+      ValueError: not one row of images for each row text, one image for each column text.
     """
 
     row_texts: Sequence[str]

@@ -95,8 +95,7 @@ def anatomy_factors(anatomy: np.ndarray, where: str) -> list[tuple[str, float, n
 def png(image: Any, where: str, shown: int = 128) -> Png:
     """An image (H, W) or (H, W, 3) uint8 that carries its own data; `where` names its place in the report.
 
-    Args:
-      shown: px; small images are enlarged by the whole factor that comes nearest, so that pixels stay square.
+    Small images are enlarged by the whole factor that comes nearest to `shown` px, so that pixels stay square.
 
     Raises:
       ValueError: not uint8, or not the shape of an image.

@@ -97,8 +97,8 @@ class FactorsCondition(TextFactors):
         for i, (name, flat_BF) in enumerate(flat.items()):
             parts_BM = (flat_BF - basis[f"{name}_mean"][None]) @ basis[f"{name}_whiten"]
             if key is not None:
-                noise = jax.random.normal(jax.random.fold_in(key, i), parts_BM.shape)
-                parts_BM += self.config.denoiser.condition_noise * noise
+                level = self.config.denoiser.condition_noise
+                parts_BM += level * jax.random.normal(jax.random.fold_in(key, i), parts_BM.shape)
             inputs[name] = parts_BM
         return inputs
 

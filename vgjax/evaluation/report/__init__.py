@@ -31,14 +31,12 @@ class Pair(NamedTuple):
 
 
 class FactorMaps(NamedTuple):
-    """What stage 1 makes of one image.
+    """What stage 1 makes of one image (H, W, 3) uint8; the reconstruction is alike.
 
     Attributes:
-      image: (H, W, 3) uint8.
       mask: (H, W) true lesion, 0/1 or 0/255; None if unknown.
       segmentation: (H, W) lesion probability in [0, 1]; None if not predicted.
       anatomy: (H, W, K) float, one map an anatomy factor.
-      reconstruction: (H, W, 3) uint8.
     """
 
     image: np.ndarray

@@ -76,8 +76,8 @@ def gray(values: Any) -> np.ndarray:
 
 def colour_map(anatomy: np.ndarray) -> np.ndarray:
     """(H, W, K) anatomy map to (H, W, 3) uint8: each pixel in the colour of its strongest factor."""
-    colours = [tuple(bytes.fromhex(text[1:])) for text in factor_colours(anatomy.shape[-1])]
-    return np.array(colours, np.uint8)[anatomy.argmax(-1)]
+    colours = [list(bytes.fromhex(text[1:])) for text in factor_colours(anatomy.shape[-1])]
+    return np.asarray(colours, np.uint8)[np.argmax(anatomy, axis=-1)]
 
 
 def anatomy_factors(anatomy: np.ndarray, where: str) -> list[tuple[str, float, np.ndarray]]:
@@ -167,9 +167,7 @@ def chart(title: str, curves: Sequence[Line]) -> Chart:
         return Chart(_inline(figure), logarithmic, spans, (first, last))
 
 
-def accuracy_bar(
-    accuracy: float, chance: float, on_real: float | None, interval: tuple[float, float] | None = None
-) -> str:
+def accuracy_bar(accuracy: float, chance: float, on_real: float | None, interval: tuple[float, float] | None) -> str:
     """Accuracy on [0, 1] as a bar with its interval, against chance (tick) and the same measure on real pictures."""
     with matplotlib.style.context(STYLE, after_reset=True):
         figure, axes = _canvas(180, 24, (0, 0, 180, 24))

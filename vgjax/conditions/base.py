@@ -11,8 +11,7 @@ from vgjax.data.records import Rows
 from vgjax.types import Inputs, Keep, Request, Tokens
 
 Frozen = Mapping[str, Any]
-# (columns, split) -> rows that carry those columns.
-RowsOf = Callable[[Sequence[str], str], Rows]
+RowsOf = Callable[[Sequence[str], str], Rows]  # (columns, split) -> rows that carry those columns
 
 
 class Condition(abc.ABC):

@@ -44,17 +44,15 @@ class TextFactors(Condition):
         return pipeline.text_factors(model, embedding_BD, self.config.prior.grid)
 
     def from_requests(self, frozen: Frozen, requests: Sequence[Request]) -> Inputs:
-        read: dict[tuple[str, ...], Inputs] = {}
-        inputs = {}
-        for channel in self.channels:
-            texts = tuple(request.text(channel) for request in requests)
-            if not all(texts):
-                raise ConfigError(f"condition '{self.config.denoiser.condition}' takes words: give a prompt")
-            if texts not in read:
-                embedding = jnp.asarray(self._encode(list(texts)), jnp.float32)
-                read[texts] = self.from_rows(frozen, {"embedding": embedding}, None)
-            inputs[channel] = read[texts][channel]
-        return inputs
+        @functools.cache  # channels that share their texts are read once
+        def read(texts: tuple[str, ...]) -> Inputs:
+            embedding = jnp.asarray(self._encode(list(texts)), jnp.float32)
+            return self.from_rows(frozen, {"embedding": embedding}, None)
+
+        asked = {channel: tuple(request.text(channel) for request in requests) for channel in self.channels}
+        if not all(map(all, asked.values())):
+            raise ConfigError(f"condition '{self.config.denoiser.condition}' takes words: give a prompt")
+        return {channel: read(texts)[channel] for channel, texts in asked.items()}
 
 
 class FactorsCondition(TextFactors):
@@ -66,24 +64,21 @@ class FactorsCondition(TextFactors):
     def __init__(self, config: Config):
         super().__init__(config)
         c = config.denoiser
-        self._noise = c.condition_noise
         self._module = hffm.FactorFusion(c.hffm_hidden, c.token_width, c.width, config.prior.grid)
 
     def fit(self, frozen: Frozen, rows: RowsOf) -> dict[str, np.ndarray]:
         """Mean and whitening of the text-predictable part of each channel."""
         predict = jax.jit(lambda e: self._disentangler.apply(frozen["disentangler"], e, train=False)[:2])
-        data = {}
-        for split in ("train", "validation"):
+
+        def column(split: str, name: str) -> np.ndarray:
             source = rows(self.fit_columns, split)
-            data[split] = {
-                name: np.stack([source[i][name].ravel() for i in range(len(source))]).astype(np.float32)
-                for name in ("embedding", *self.channels)
-            }
-        predicted = {split: predict(fields["embedding"]) for split, fields in data.items()}
+            return np.stack([source[i][name].ravel() for i in range(len(source))]).astype(np.float32)
+
+        predicted = [predict(column(split, "embedding")) for split in ("train", "validation")]
         basis: dict[str, np.ndarray] = {}
-        for i, channel in enumerate(self.channels):
-            train, validation = (np.asarray(predicted[split][i], np.float64) for split in ("train", "validation"))
-            truth = data["validation"][channel]
+        for channel, *predictions in zip(self.channels, *predicted, strict=True):
+            train, validation = (np.asarray(prediction, np.float64) for prediction in predictions)
+            truth = column("validation", channel)
             mean, whiten, back = pipeline.whitening(train, validation, truth, self.config.denoiser.components)
             basis |= {f"{channel}_mean": mean, f"{channel}_whiten": whiten, f"{channel}_back": back}
         return basis
@@ -102,7 +97,8 @@ class FactorsCondition(TextFactors):
         for i, (name, flat_BF) in enumerate(flat.items()):
             parts_BM = (flat_BF - basis[f"{name}_mean"][None]) @ basis[f"{name}_whiten"]
             if key is not None:
-                parts_BM += self._noise * jax.random.normal(jax.random.fold_in(key, i), parts_BM.shape)
+                level = self.config.denoiser.condition_noise
+                parts_BM += level * jax.random.normal(jax.random.fold_in(key, i), parts_BM.shape)
             inputs[name] = parts_BM
         return inputs
 

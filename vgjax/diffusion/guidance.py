@@ -9,7 +9,8 @@ Which branches run is decided before compilation; their coefficients are traced,
 nothing.
 """
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import jax
@@ -30,22 +31,18 @@ class Guidance(NamedTuple):
     coefficients: jax.Array
 
 
-def _all_coefficients(weights: Sequence[float]) -> list[float]:
+def _all_coefficients(weights: Mapping[str, float]) -> list[float]:
     """Of the branches that keep 0, 1, ... n channels: w_k - w_{k+1} with w_0 = 1 and w_{n+1} = 0."""
-    ends = [1.0, *weights, 0.0]
-    return [ends[k] - ends[k + 1] for k in range(len(weights) + 1)]
+    return [w - after for w, after in itertools.pairwise((1.0, *weights.values(), 0.0))]
 
 
 def branches(weights: Mapping[str, float]) -> tuple[int, ...]:
-    """The branches whose coefficient is not zero.
+    """The branches whose coefficient is not zero, for weights of channels in the condition's order.
 
-    A weight of 1 for the first channel drops the branch without any, a weight of 0 for the last one the branch with
-    all, and equal weights of neighbours the branch between them.
-
-    Args:
-      weights: guidance weight of each channel, in the condition's order; 1 is no guidance, 0 ignores the channel.
+    1 is no guidance, 0 ignores the channel. A weight of 1 for the first channel drops the branch without any, a weight
+    of 0 for the last one the branch with all, and equal weights of neighbours the branch between them.
     """
-    return tuple(k for k, value in enumerate(_all_coefficients(list(weights.values()))) if value)
+    return tuple(k for k, value in enumerate(_all_coefficients(weights)) if value)
 
 
 def coefficients(kept: tuple[int, ...], weights: Mapping[str, float]) -> list[float]:
@@ -59,16 +56,14 @@ def coefficients(kept: tuple[int, ...], weights: Mapping[str, float]) -> list[fl
             f"guidance weights {dict(weights)} need the branches that keep {sorted(missing)} channels, but only"
             f" {list(kept)} were compiled: build the sampler with weights that need them"
         )
-    values = _all_coefficients(list(weights.values()))
+    values = _all_coefficients(weights)
     return [values[k] for k in kept]
 
 
 def keep_masks(guided: Guidance, batch: int) -> dict[str, jax.Array]:
     """Channel -> whether each row of all branches, stacked along the batch, keeps it: (len(kept) * batch,) bool."""
-    return {
-        name: jnp.repeat(jnp.array([place < k for k in guided.kept]), batch)
-        for place, name in enumerate(guided.channels)
-    }
+    kept = jnp.repeat(jnp.array(guided.kept), batch)
+    return {name: place < kept for place, name in enumerate(guided.channels)}
 
 
 def combine(outputs: jax.Array, coefficients_T: jax.Array) -> jax.Array:

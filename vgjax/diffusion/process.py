@@ -16,19 +16,9 @@ import numpy as np
 TIME_SCALE = 1000.0  # the network's time embedding expects times in [0, 1000)
 
 
-def _per_example(values_B: jax.Array, like: jax.Array) -> jax.Array:
-    return values_B.reshape(values_B.shape + (1,) * (like.ndim - 1)).astype(like.dtype)
-
-
 @dataclasses.dataclass(frozen=True)
 class Process:
-    """A forward process and the meaning of the network's output.
-
-    Attributes:
-      objective: "epsilon", "v" or "flow".
-      timesteps: length of the discrete schedule (epsilon, v).
-      beta_start, beta_end: ends of the linear betas (epsilon, v).
-    """
+    """A forward process and the meaning of the network's output; all but `objective` is of the discrete schedule."""
 
     objective: str
     timesteps: int = 1000
@@ -53,12 +43,15 @@ class Process:
         alpha_bar = jnp.asarray(self.alphas_bar, t_B.dtype)[t_B.astype(jnp.int32)]
         return jnp.sqrt(alpha_bar), jnp.sqrt(1.0 - alpha_bar)
 
+    def _scales(self, t_B: jax.Array, like: jax.Array) -> list[jax.Array]:
+        return [jnp.expand_dims(c.astype(like.dtype), range(1, like.ndim)) for c in self.coefficients(t_B)]
+
     def network_time(self, t_B: jax.Array) -> jax.Array:
         """Times in the units of the network's embedding, (B,) in [0, 1000]."""
         return t_B * TIME_SCALE if self.objective == "flow" else t_B * (TIME_SCALE / self.timesteps)
 
     def add_noise(self, x0: jax.Array, noise: jax.Array, t_B: jax.Array) -> jax.Array:
-        alpha, sigma = (_per_example(c, x0) for c in self.coefficients(t_B))
+        alpha, sigma = self._scales(t_B, x0)
         return alpha * x0 + sigma * noise
 
     def target(self, x0: jax.Array, noise: jax.Array, t_B: jax.Array) -> jax.Array:
@@ -67,12 +60,12 @@ class Process:
             return noise - x0
         if self.objective == "epsilon":
             return noise
-        alpha, sigma = (_per_example(c, x0) for c in self.coefficients(t_B))
+        alpha, sigma = self._scales(t_B, x0)
         return alpha * noise - sigma * x0
 
     def clean(self, output: jax.Array, x_t: jax.Array, t_B: jax.Array) -> jax.Array:
         """x_0 implied by the network's output at x_t."""
-        alpha, sigma = (_per_example(c, x_t) for c in self.coefficients(t_B))
+        alpha, sigma = self._scales(t_B, x_t)
         if self.objective == "flow":
             return x_t - sigma * output
         if self.objective == "epsilon":

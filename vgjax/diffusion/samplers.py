@@ -1,4 +1,4 @@
-"""Solvers that turn noise into pictures; each is one `lax.scan` over precomputed coefficients."""
+"""Solvers that turn noise (B, H, W, C) into pictures; each is one `lax.scan` over precomputed coefficients."""
 
 from collections.abc import Callable
 
@@ -8,16 +8,11 @@ import numpy as np
 
 from vgjax.diffusion.process import Process
 
-Denoise = Callable[[jax.Array, jax.Array], jax.Array]
+Denoise = Callable[[jax.Array, jax.Array], jax.Array]  # (x_t, t_B) -> what the objective predicts, already guided
 
 
 def euler(process: Process, denoise: Denoise, noise: jax.Array, steps: int) -> jax.Array:
-    """Integrates dx/dt = velocity from t = 1 to 0 in equal Euler steps (flow objective).
-
-    Args:
-      denoise: (x_t, t_B) -> velocity, already guided.
-      noise: (B, H, W, C), the starting point.
-    """
+    """Integrates dx/dt = velocity from t = 1 to 0 in equal Euler steps (flow objective)."""
     times = np.linspace(1.0, 0.0, steps + 1, dtype=np.float32)
 
     def step(x, ends):
@@ -31,9 +26,7 @@ def euler(process: Process, denoise: Denoise, noise: jax.Array, steps: int) -> j
 def dpmpp_2m(process: Process, denoise: Denoise, noise: jax.Array, steps: int) -> jax.Array:
     """DPM-Solver++ 2M (Lu et al. 2022, algorithm 2): equally spaced times, the last step of first order to sigma 0.
 
-    Args:
-      denoise: (x_t, t_B) -> network output (epsilon or v), already guided.
-      noise: (B, H, W, C), the starting point.
+    For the objectives epsilon and v.
     """
     times = np.linspace(0, process.timesteps - 1, steps + 1).round()[::-1][:-1].astype(np.int64)
     alphas_bar = process.alphas_bar[times]

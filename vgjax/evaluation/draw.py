@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,7 +15,7 @@ from vgjax.data import records
 from vgjax.data.read.decode import to_png
 from vgjax.data.sources import SOURCES
 from vgjax.evaluation.metrics import METRICS
-from vgjax.evaluation.metrics.base import Options, TestCase
+from vgjax.evaluation.metrics.base import Options, RequestsOf, TestCase
 from vgjax.sample import Sampler
 from vgjax.types import Request
 
@@ -27,13 +27,7 @@ KEYS = (
 
 
 class Drawn(NamedTuple):
-    """A set of drawn pictures.
-
-    Attributes:
-      requests: what each was asked to show.
-      seeds: of each.
-      pictures: (N, H, W, 3) uint8.
-    """
+    """A set of drawn pictures, (N, H, W, 3) uint8, with the request and the seed of each."""
 
     requests: list[Request]
     seeds: list[int]
@@ -76,18 +70,13 @@ def producers(config: Config, metrics: Sequence[str]) -> dict[str, Producer]:
     }
 
 
-def _draw(
-    name: str,
-    wanted: Callable[[Sequence[TestCase], Options], Sequence[Request]],
-    context: Context,
-    folder: pathlib.Path,
-) -> dict[str, Any]:
+def _draw(name: str, wanted: RequestsOf, context: Context, folder: pathlib.Path) -> dict[str, Any]:
     requests = wanted(load_cases(context), options_of(context))
-    sampler, seed = Sampler(context), context.config.seed
-    noise = [seeds.derive(seed, "evaluate", name, 0 if r.same_noise else i) for i, r in enumerate(requests)]
+    config, sampler = context.config, Sampler(context)
+    noise = [seeds.derive(config.seed, "evaluate", name, 0 if r.same_noise else i) for i, r in enumerate(requests)]
     pictures = sampler(sampler.inputs(requests), noise)
-    c = context.config.sample
-    method = {"condition": context.config.denoiser.condition, "solver": c.solver, "steps": c.steps, **c.guidance}
+    c = config.sample
+    method = {"condition": config.denoiser.condition, "solver": c.solver, "steps": c.steps, **c.guidance}
     rows = (
         {"image": to_png(picture), "request": dataclasses.asdict(request), "seed": str(one), "method": method}
         for picture, request, one in zip(pictures, requests, noise, strict=True)
@@ -101,8 +90,5 @@ def read_drawn(context: Context, name: str) -> Drawn:
     """A set that was drawn; every record is checked."""
     rows = records.Records([context.artefact(f"drawn_{name}").path("drawn.array_record")])
     found: Sequence[dict[str, Any]] = [rows[i] for i in range(len(rows))]
-    return Drawn(
-        requests=[Request(**row["request"]) for row in found],
-        seeds=[int(row["seed"]) for row in found],
-        pictures=np.stack([records.from_png(row["image"]) for row in found]),
-    )
+    requests, chosen = [Request(**row["request"]) for row in found], [int(row["seed"]) for row in found]
+    return Drawn(requests, chosen, np.stack([records.from_png(row["image"]) for row in found]))

@@ -28,9 +28,8 @@ def check(config: Config) -> None:
     """Raises ConfigError where a metric is unknown."""
     for name in config.evaluate.metrics:
         if name not in METRICS:
-            raise ConfigError(
-                f"config key 'evaluate.metrics' names '{name}': choose among {', '.join(sorted(METRICS))}"
-            )
+            known = ", ".join(sorted(METRICS))
+            raise ConfigError(f"config key 'evaluate.metrics' names '{name}': choose among {known}")
 
 
 def computed(config: Config) -> list[str]:
@@ -43,13 +42,9 @@ def producers(config: Config) -> dict[str, Producer]:
     """The drawn sets and the evaluation; stage 1 is read where the run has it."""
     metrics, prior = computed(config), [stage.name for stage in plan(config) if stage.name == "prior"]
     drawn = draw.producers(config, metrics)
-    evaluation = Producer(
-        "evaluation",
-        functools.partial(_measure, metrics, bool(prior)),
-        keys=("seed", "evaluate.*", "prior.*", "-prior.train.*", "data.image_size", "data.intensity"),
-        needs=("pictures", *drawn, *prior),
-    )
-    return {**drawn, "evaluation": evaluation}
+    make = functools.partial(_measure, metrics, bool(prior))
+    keys = ("seed", "evaluate.*", "prior.*", "-prior.train.*", "data.image_size", "data.intensity")
+    return {**drawn, "evaluation": Producer("evaluation", make, keys, needs=("pictures", *drawn, *prior))}
 
 
 def _measure(metrics: Sequence[str], prior: bool, context: Context, folder: pathlib.Path) -> dict[str, Any]:
@@ -57,13 +52,11 @@ def _measure(metrics: Sequence[str], prior: bool, context: Context, folder: path
     cases, options = draw.load_cases(context), draw.options_of(context)
     view = PriorView(context) if prior else None
     real = see(np.stack([case.image for case in cases]), options, view)
-    sets = dict.fromkeys(name for metric in metrics for name in METRICS[metric].sets)
+    wanted = [METRICS[name] for name in metrics]
+    sets = dict.fromkeys(name for metric in wanted for name in metric.sets)
     drawn = {name: see(draw.read_drawn(context, name).pictures, options, view) for name in sets}
-    estimates = {
-        name: estimate._asdict()
-        for metric in metrics
-        for name, estimate in METRICS[metric].run(cases, drawn, real, options)
-    }
+    measured = (pair for metric in wanted for pair in metric.run(cases, drawn, real, options))
+    estimates = {name: estimate._asdict() for name, estimate in measured}
     write_json(folder / METRICS_FILE, estimates)
     write_json(folder / READINGS_FILE, {name: list(seen.levels) for name, seen in {**drawn, "real": real}.items()})
     return {**provenance(context.config.seed), "peak_rss_mb": peak_rss_mb()}
@@ -71,11 +64,9 @@ def _measure(metrics: Sequence[str], prior: bool, context: Context, folder: path
 
 def see(pictures: np.ndarray, options: Options, view: PriorView | None) -> Seen:
     """Pictures with what the reader, and stage 1 where there is one, makes of them."""
-    if view is None:
-        return Seen(pictures, options.reader.read(pictures, np.zeros(pictures.shape[:3])))
-    found = view(pictures)
-    levels = options.reader.read(pictures, found["lesion"])
-    return Seen(pictures, levels, found["lesion"], found["reconstruction"])
+    found = view(pictures) if view else {}
+    levels = options.reader.read(pictures, found.get("lesion", np.zeros(pictures.shape[:3])))
+    return Seen(pictures, levels, found.get("lesion"), found.get("reconstruction"))
 
 
 def results(run: Run) -> tuple[dict[str, float], dict[str, Any]]:

@@ -7,6 +7,8 @@ import numpy as np
 from vgjax import build, pipeline
 from vgjax.context import Context
 
+BATCH = 32
+
 
 class PriorView:
     """Stage 1 applied to pictures."""
@@ -16,13 +18,13 @@ class PriorView:
         size, intensity = build.prior_size(context.config), context.config.data.intensity
         self._apply = jax.jit(lambda image: pipeline.encode(prior, pipeline.prior_input(image, size, intensity)))
 
-    def __call__(self, pictures: np.ndarray, batch: int = 32) -> dict[str, np.ndarray]:
+    def __call__(self, pictures: np.ndarray) -> dict[str, np.ndarray]:
         """anatomy (N, H, W, K), lesion (N, H, W) probability, reconstruction (N, H, W, 3) uint8."""
         parts = []
-        for start in range(0, len(pictures), batch):
-            rows = np.minimum(np.arange(start, start + batch), len(pictures) - 1)
+        for start in range(0, len(pictures), BATCH):
+            rows = np.minimum(np.arange(start, start + BATCH), len(pictures) - 1)
             output = self._apply(jnp.asarray(pictures[rows]))
             rebuilt = jnp.round((jnp.clip(output.reconstruction_BHWC, -1, 1) + 1) * 127.5).astype(jnp.uint8)
-            parts.append([np.asarray(a) for a in (output.anatomy_BHWK, output.segmentation_BHWS[..., 1], rebuilt)])
-        joined = [np.concatenate(column)[: len(pictures)] for column in zip(*parts, strict=True)]
-        return dict(zip(("anatomy", "lesion", "reconstruction"), joined, strict=True))
+            part = dict(anatomy=output.anatomy_BHWK, lesion=output.segmentation_BHWS[..., 1], reconstruction=rebuilt)
+            parts.append(jax.device_get(part))
+        return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(pictures)], *parts)

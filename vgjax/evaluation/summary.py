@@ -37,12 +37,11 @@ def collect(run: Run) -> Report:
     """The report of one run."""
     (numbers, origin), context, sets = results(run), run.context, drawn_sets(run)
     cases, options = load_cases(context), options_of(context)
-    shown = cases[:SHOWN_PAIRS]
     pairs = []
     if CAPTIONS in sets:
         readings = json.loads(run.artefact("evaluation").path(READINGS_FILE).read_text())[CAPTIONS]
         pictures = read_drawn(context, CAPTIONS).pictures
-        for case, drawn, levels in zip(shown, pictures, readings, strict=False):
+        for case, drawn, levels in zip(cases[:SHOWN_PAIRS], pictures, readings, strict=False):
             factors = {f: (case.requested.get(f, ""), levels[f] or "unreadable") for f in levels}
             pairs.append(Pair(case.caption, case.image, drawn, factors))
     grid = None
@@ -54,9 +53,8 @@ def collect(run: Run) -> Report:
     maps = []
     if "prior" in run.producers:
         seen = PriorView(context)(np.stack([case.image for case in cases[:SHOWN_MAPS]]))
-        for i, case in enumerate(cases[:SHOWN_MAPS]):
-            images = (seen[name][i] for name in ("lesion", "anatomy", "reconstruction"))
-            maps.append(FactorMaps(case.image, case.mask, *images))
+        found = zip(cases, seen["lesion"], seen["anatomy"], seen["reconstruction"], strict=False)
+        maps = [FactorMaps(case.image, case.mask, *images) for case, *images in found]
     return Report(
         title=f"vgjax: {run.config.name}",
         config=origin["config"],
@@ -77,8 +75,8 @@ def control_rows(estimates: dict[str, Any], channels: Mapping[str, str]) -> list
     for factor, channel in channels.items():
         if accuracy := estimates.get(f"control/accuracy/{factor}"):
             chance, real = (estimates[f"{name}/{factor}"]["value"] for name in ("control/chance", "control_real"))
-            interval = tuple(accuracy["interval"]) if accuracy["interval"] else None
-            rows.append(ControlRow(factor, channel, accuracy["value"], chance, real, accuracy["n"], interval))
+            value, n, interval = (accuracy[name] for name in ("value", "n", "interval"))
+            rows.append(ControlRow(factor, channel, value, chance, real, n, interval))
     return rows
 
 
@@ -89,11 +87,11 @@ def notes(run: Run, values: Mapping[str, float]) -> list[str]:
         found.append("The perceptual term of stage 1 is off: prior.vgg_path names no VGG-19 weights.")
     if "control/accuracy_mean" not in values:
         found.append("Control was not measured: no test caption names a factor that can be read back from pictures.")
-    for name, value in values.items():
-        if name.startswith("control/score/") and value < WEAK:
-            found.append(
-                f"Control of {name.rsplit('/', 1)[-1]} is weak: {value:.2f} on a scale from chance (0) to perfect (1)."
-            )
+    found += [
+        f"Control of {name.rsplit('/', 1)[-1]} is weak: {value:.2f} on a scale from chance (0) to perfect (1)."
+        for name, value in values.items()
+        if name.startswith("control/score/") and value < WEAK
+    ]
     found += [
         f"Metric '{name}' was not computed: it needs {' and '.join(METRICS[name].needs)}, which this config has not."
         for name in run.config.evaluate.metrics

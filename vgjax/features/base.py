@@ -15,23 +15,18 @@ from vgjax.data import records
 from vgjax.data.records import SkippedRows
 
 SHARD_ROWS = 4096
+TRAINING_SPLITS = ("train", "validation")
 
-Row = dict[str, Any]
+Fields = dict[str, np.ndarray]
+Compute = Callable[[Sequence[dict[str, Any]]], Iterable[Fields]]  # rows -> the new fields of each
 
 
 def write_column(
-    folder: pathlib.Path,
-    name: str,
-    sources: dict[str, SkippedRows],
-    compute: Callable[[Sequence[Row]], Iterable[dict[str, np.ndarray]]],
-    batch: int,
+    folder: pathlib.Path, name: str, sources: dict[str, SkippedRows], compute: Compute, batch: int
 ) -> dict[str, Any]:
-    """Writes folder/<split>-<shard>.array_record; shards of an earlier, broken off call stay as they are.
+    """Writes folder/<split>-<shard>.array_record from the rows of each split, at most `batch` of them at a time.
 
-    Args:
-      name: for the progress bar.
-      sources: split -> the rows to compute from.
-      compute: rows, at most `batch` of them -> the new fields of each.
+    Shards of an earlier, broken off call stay as they are; `name` is for the progress bar.
 
     Returns:
       What the artefact's manifest says: the absent rows of each split.
@@ -40,31 +35,25 @@ def write_column(
         with tqdm(total=source.total, desc=f"{name}, {split}", unit="row", mininterval=1.0) as bar:
             for start in range(0, source.total, SHARD_ROWS):
                 path = folder / f"{split}-{start // SHARD_ROWS:05d}.array_record"
-                stop = min(start + SHARD_ROWS, source.total)
                 if not path.exists():
-                    records.write(path, _shard(source, start, stop, compute, batch, bar))
+                    shard = range(start, min(start + SHARD_ROWS, source.total))
+                    records.write(path, _records(source, shard, compute, batch, bar))
     return {"absent": {split: sorted(set(range(s.total)) - set(s.numbers)) for split, s in sources.items()}}
 
 
-def _shard(
-    source: SkippedRows,
-    start: int,
-    stop: int,
-    compute: Callable[[Sequence[Row]], Iterable[dict[str, np.ndarray]]],
-    batch: int,
-    bar: tqdm,
-) -> Iterator[dict[str, np.ndarray]]:
-    """The records of rows start..stop, those of absent rows empty."""
-    places = {number: place for place, number in enumerate(source.numbers) if start <= number < stop}
-    numbers = list(places)
-    found: dict[int, dict[str, np.ndarray]] = {}
-    for first in range(0, len(numbers), batch):
-        chunk = numbers[first : first + batch]
-        found |= zip(chunk, compute([source[places[number]] for number in chunk]), strict=True)
+def _records(source: SkippedRows, shard: range, compute: Compute, batch: int, bar: tqdm) -> Iterator[Fields]:
+    """Those of a shard's rows, of absent ones empty."""
+    places = [place for place, number in enumerate(source.numbers) if number in shard]
+    found: dict[int, Fields] = {}
+    for first in range(0, len(places), batch):
+        chunk = places[first : first + batch]
+        numbers = [source.numbers[place] for place in chunk]
+        found |= zip(numbers, compute([source[place] for place in chunk]), strict=True)
         bar.update(len(chunk))
-    return (found.get(number, {}) for number in range(start, stop))
+    return (found.get(number, {}) for number in shard)
 
 
-def filled(arrays: Sequence[np.ndarray], batch: int) -> np.ndarray:
-    """Stacked arrays, the last one repeated up to `batch` rows: compiled functions see one shape."""
-    return np.stack([*arrays, *[arrays[-1]] * (batch - len(arrays))])
+def pictures(rows: Sequence[dict[str, Any]], batch: int) -> np.ndarray:
+    """The rows' pictures, the last one repeated up to `batch` of them: compiled functions see one shape."""
+    images = [records.from_png(row["image"]) for row in rows]
+    return np.stack([*images, *[images[-1]] * (batch - len(images))])

@@ -10,12 +10,10 @@ import numpy as np
 
 from vgjax import build, checkpoint, pipeline
 from vgjax.context import Context, Producer
-from vgjax.data import records
 from vgjax.data.records import Records, SkippedRows
-from vgjax.features.base import filled, write_column
+from vgjax.features.base import TRAINING_SPLITS, pictures, write_column
 from vgjax.types import Factors
 
-SPLITS = ("train", "validation")
 EXTRACT_BATCH = 64
 STATISTICS = "statistics.safetensors"
 
@@ -28,17 +26,17 @@ def make(context: Context, folder: pathlib.Path) -> dict[str, Any]:
     extract = jax.jit(lambda image: pipeline.raw_factors(pipeline.encode(prior, image), config.prior.grid))
 
     def compute(rows):
-        images = filled([records.from_png(row["image"]) for row in rows], EXTRACT_BATCH)
-        found = extract(pipeline.prior_input(jnp.asarray(images), size, intensity))
-        pairs = zip(np.asarray(found.anatomy_BggK), np.asarray(found.modality_BZ), strict=True)
+        images = jnp.asarray(pictures(rows, EXTRACT_BATCH))
+        found = jax.device_get(extract(pipeline.prior_input(images, size, intensity)))
+        pairs = zip(found.anatomy_BggK, found.modality_BZ, strict=True)
         return [{"anatomy": anatomy, "modality": modality} for anatomy, modality in pairs][: len(rows)]
 
-    sources = {split: context.rows(["pictures"], split) for split in SPLITS}
+    sources = {split: context.rows(["pictures"], split) for split in TRAINING_SPLITS}
     raw = folder / "raw"
     raw.mkdir(exist_ok=True)
     info = write_column(raw, "factors", sources, compute, EXTRACT_BATCH)
     lost = {split: set(numbers) for split, numbers in info["absent"].items()}
-    found = {split: SkippedRows(Records(sorted(raw.glob(f"{split}-*"))), lost[split]) for split in SPLITS}
+    found = {split: SkippedRows(Records(sorted(raw.glob(f"{split}-*"))), lost[split]) for split in TRAINING_SPLITS}
     stats = statistics(found["train"], config.prior.standardise)
     checkpoint.save_export(folder / STATISTICS, stats)
     write_column(folder, "standardised factors", found, lambda rows: [_standardised(row, stats) for row in rows], 1)

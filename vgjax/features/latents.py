@@ -10,11 +10,9 @@ import numpy as np
 from vgjax import build, pipeline
 from vgjax.config import Config
 from vgjax.context import Context, Producer
-from vgjax.data import records
-from vgjax.features.base import filled, write_column
+from vgjax.features.base import TRAINING_SPLITS, pictures, write_column
 from vgjax.models.autoencoder import Autoencoder
 
-SPLITS = ("train", "validation")
 ENCODE_BATCH = 4
 
 
@@ -34,11 +32,10 @@ def make(context: Context, folder: pathlib.Path) -> dict[str, Any]:
     encode = jax.jit(lambda autoencoder, image: views(autoencoder, image, context.config))
 
     def compute(rows):
-        images = filled([records.from_png(row["image"]) for row in rows], ENCODE_BATCH)
-        found = np.asarray(encode(autoencoder, images), np.float16)
+        found = np.asarray(encode(autoencoder, pictures(rows, ENCODE_BATCH)), np.float16)
         return ({"latents": latents} for latents in found[: len(rows)])
 
-    sources = {split: context.rows(["pictures"], split) for split in SPLITS}
+    sources = {split: context.rows(["pictures"], split) for split in TRAINING_SPLITS}
     return write_column(folder, "latents", sources, compute, ENCODE_BATCH)
 
 

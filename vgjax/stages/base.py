@@ -20,15 +20,21 @@ class Stage(abc.ABC):
 
     Attributes:
       name: of the stage, its artefact and its config group.
+      columns: that its rows are joined from.
       training: steps, batch size, optimiser.
       weights: factor of each term of the loss; terms without one are logged only.
       frozen: variables of earlier stages that loss and validate read.
     """
 
     name: str
+    columns: tuple[str, ...]
     training: Training
     weights: dict[str, float]
     frozen: Any = None
+
+    def __init__(self, context: Context):
+        self._context, self._config = context, context.config
+        self.training = getattr(context.config, self.name).train
 
     @abc.abstractmethod
     def init(self, key: jax.Array) -> tuple[Any, Any]:
@@ -46,9 +52,9 @@ class Stage(abc.ABC):
     def validate(self, params: Any, model_state: Any, frozen: Any, batch: Batch, key: jax.Array) -> Terms:
         """Values (B,) by name, among them "score": lower is better."""
 
-    @abc.abstractmethod
     def source(self, split: str) -> Rows:
         """The rows of a split."""
+        return self._context.rows(self.columns, split)
 
     @abc.abstractmethod
     def example(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
@@ -59,11 +65,10 @@ class StageSpec(NamedTuple):
     """A stage of a config's plan.
 
     Attributes:
-      name: of the stage.
       make: the stage, on artefacts that are there.
       check: reads the files of weights that the stage will need; ConfigError where one cannot be used.
       needs: stages that must be trained before.
-      columns: derived columns that its rows carry.
+      columns: that its rows are joined from.
       keys: config keys that decide it.
       files: of weights that it reads.
     """

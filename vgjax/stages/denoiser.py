@@ -25,9 +25,9 @@ class Denoising(Stage):
     name = "denoiser"
 
     def __init__(self, context: Context):
-        self._context, self._config = context, context.config
-        self.condition = conditions.of(context.config)
-        self.training, self.weights = context.config.denoiser.train, {"denoise": 1.0}
+        super().__init__(context)
+        self.condition, self.columns = conditions.of(context.config), columns(context.config)
+        self.weights = {"denoise": 1.0}
         self._dit, self._adapter = build.dit(context.config), build.adapter(context.config)
         self._process = build.process(context.config)
 
@@ -79,9 +79,8 @@ class Denoising(Stage):
             rates = zip(channels, drop_keys, strict=True)
             keep = {name: ~jax.random.bernoulli(k, c.dropout[name], (len(x_0),)) for name, k in rates}
         tokens = self.condition.tokens(params["condition"], frozen, inputs, keep)
-        return pipeline.diffusion_errors(
-            self.dit_model(params, frozen), self._process, x_0, tokens, time_key, epsilon_key
-        )
+        dit = self.dit_model(params, frozen)
+        return pipeline.diffusion_errors(dit, self._process, x_0, tokens, time_key, epsilon_key)
 
     def loss(self, params: Any, model_state: Any, frozen: Any, batch: Batch, key: jax.Array):
         return {"denoise": self.errors(params, frozen, batch, key, train=True)}, {}
@@ -89,16 +88,12 @@ class Denoising(Stage):
     def validate(self, params: Any, model_state: Any, frozen: Any, batch: Batch, key: jax.Array) -> Terms:
         return {"score": self.errors(params, frozen, batch, key, train=False)}
 
-    def source(self, split: str) -> records.Rows:
-        return self._context.rows(columns(self._config), split)
-
     def example(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
         picture = {"latents": row["latents"]} if "latents" in row else {"image": records.from_png(row["image"])}
         return {**picture, **self.condition.example(row)}
 
     def pretrained(self) -> tuple[Any, Any] | None:
-        found = load_pretrained(self._config, self.frozen.get("dit"))
-        return (found, {}) if found else None
+        return load_pretrained(self._config, self.frozen.get("dit"))
 
 
 def columns(config: Config) -> tuple[str, ...]:
@@ -136,11 +131,7 @@ class Trained:
 
 # Attribute of the transformer -> the config key that decides it.
 SIZE_KEYS = {
-    "width": "width",
-    "depth": "depth",
-    "heads": "heads",
-    "patch": "patch",
-    "mlp_ratio": "mlp_ratio",
+    **{name: name for name in ("width", "depth", "heads", "patch", "mlp_ratio")},
     "out_channels": "learn_sigma",
     "base_cells": "position_cells",
     "interpolation": "position_interpolation",
@@ -167,17 +158,13 @@ def load_transformer(config: Config) -> dict[str, Any]:
     if token_width != config.denoiser.token_width:
         problems.append(f"denoiser.token_width is {config.denoiser.token_width} where the weights have {token_width}")
     if problems:
-        raise ConfigError(
-            f"config key 'denoiser.weights' names '{source}', but {'; '.join(problems)}: set these keys so"
-        )
+        told = "; ".join(problems)
+        raise ConfigError(f"config key 'denoiser.weights' names '{source}', but {told}: set these keys so")
     return variables["params"]
 
 
-def load_pretrained(config: Config, transformer: Any) -> dict[str, Any] | None:
-    """Parameters of condition and adapter from the files that the config names in the place of training.
-
-    Args:
-      transformer: parameters of the transformer that the adapter is for.
+def load_pretrained(config: Config, transformer: Any) -> tuple[Any, Any] | None:
+    """Parameters of the condition and of an adapter of `transformer`, from files named in the place of training.
 
     Raises:
       ConfigError: the files cannot be read, or are of other sizes than the config says.
@@ -199,7 +186,7 @@ def load_pretrained(config: Config, transformer: Any) -> dict[str, Any] | None:
             f"config key 'denoiser.lora.weights' names '{c.lora.weights}', which adapts other layers or has another"
             " rank than denoiser.lora.targets and denoiser.lora.rank say: take both from its adapter_config.json"
         )
-    return {"condition": condition, "lora": found}
+    return {"condition": condition, "lora": found}, {}
 
 
 def check(config: Config) -> None:

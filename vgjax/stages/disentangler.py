@@ -9,21 +9,18 @@ import numpy as np
 from vgjax import build, losses, weights
 from vgjax.config import Config
 from vgjax.context import Context
-from vgjax.data.records import Rows
 from vgjax.stages.base import Batch, Stage, Terms
 
 
 class Alignment(Stage):
     """The stage on text embeddings and factors."""
 
-    name = "disentangler"
+    name, columns = "disentangler", ("text", "factors")
 
     def __init__(self, context: Context):
-        self._context, self._config = context, context.config
+        super().__init__(context)
         self._module = build.disentangler(context.config)
-        self.training = context.config.disentangler.train
-        rebuild = context.config.disentangler.weight_reconstruction
-        self.weights = {"anatomy": 1.0, "modality": 1.0, "rebuild": rebuild}
+        self.weights = {"anatomy": 1.0, "modality": 1.0, "rebuild": context.config.disentangler.weight_reconstruction}
 
     def init(self, key: jax.Array) -> tuple[Any, Any]:
         variables = self._module.init(key, jnp.zeros((2, self._config.text_encoder.width)), train=False)
@@ -41,24 +38,21 @@ class Alignment(Stage):
         targets = (batch["anatomy"], batch["modality"])
         return losses.text_terms(outputs, targets, batch["embedding"], self._config.disentangler.alignment)
 
-    def source(self, split: str) -> Rows:
-        return self._context.rows(["text", "factors"], split)
-
     def example(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
         return {name: row[name].astype(np.float32) for name in ("embedding", "anatomy", "modality")}
 
     def pretrained(self) -> tuple[Any, Any] | None:
-        found = load_pretrained(self._config)
-        return (found["params"], {}) if found else None
+        return load_pretrained(self._config)
 
 
-def load_pretrained(config: Config) -> dict[str, Any] | None:
-    """Variables from the file that config key `disentangler.weights` names in the place of training.
+def load_pretrained(config: Config) -> tuple[Any, Any] | None:
+    """Parameters from the file that config key `disentangler.weights` names in the place of training.
 
     Raises:
       ConfigError: it cannot be read, or does not fit the config's sizes.
     """
     source = config.disentangler.weights
-    inputs = (jnp.zeros((1, config.text_encoder.width)), False)
-    module = build.disentangler(config)
-    return weights.into(module, inputs, "text_disentangler", source, "disentangler.weights") if source else None
+    if not source:
+        return None
+    module, inputs = build.disentangler(config), (jnp.zeros((1, config.text_encoder.width)), False)
+    return weights.into(module, inputs, "text_disentangler", source, "disentangler.weights")["params"], {}

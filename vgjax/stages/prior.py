@@ -18,23 +18,15 @@ from vgjax.weights import WeightsError, from_torch, into, load
 class PriorStage(Stage):
     """The stage on a run's pictures and masks."""
 
-    name = "prior"
+    name, columns = "prior", ("pictures",)
 
     def __init__(self, context: Context):
-        self._context, self._config = context, context.config
+        super().__init__(context)
         self._module, self._size = build.prior(context.config), build.prior_size(context.config)
         c = context.config.prior
-        self.training = c.train
         self.frozen = load_features(c.vgg_path) if c.weight_perceptual else None
-        self.weights = {
-            "reconstruction": c.weight_l1,
-            "kl": c.weight_kl,
-            "dice": c.weight_dice,
-            "regression": c.weight_regression,
-            "perceptual": c.weight_perceptual,
-            "appearance": c.weight_appearance,
-            "consistency": c.weight_consistency,
-        }
+        terms = ("kl", "dice", "regression", "perceptual", "appearance", "consistency")
+        self.weights = {"reconstruction": c.weight_l1} | {name: getattr(c, f"weight_{name}") for name in terms}
 
     def init(self, key: jax.Array) -> tuple[Any, Any]:
         variables = self._module.init(key, jnp.zeros((2, self._size, self._size, 3)))
@@ -61,9 +53,6 @@ class PriorStage(Stage):
         output = build.Model(self._module, {"params": params, **model_state})(image)
         dice = losses.dice_score(output.segmentation_BHWS[..., 1] > 0.5, lesion > 0)
         return {"score": 1.0 - dice, "dice": dice, "reconstruction": losses.l1(output.reconstruction_BHWC, image)}
-
-    def source(self, split: str) -> records.Rows:
-        return self._context.rows(["pictures"], split)
 
     def example(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
         """PNG bytes -> image (H, W, 3) and mask (H, W), uint8."""
@@ -101,11 +90,7 @@ def load_features(path: str) -> Any:
 
 
 def mirror(key: jax.Array, *pictures: jax.Array) -> tuple[jax.Array, ...]:
-    """Each picture of the batch left-right and up-down at random, with probability 1/2 each, alike in all arguments.
-
-    Args:
-      pictures: (B, H, W) or (B, H, W, C).
-    """
+    """Pictures (B, H, W) or (B, H, W, C) mirrored along either axis with probability 1/2, alike in all arguments."""
     for axis, k in zip((1, 2), jax.random.split(key), strict=True):
         turned_B = jax.random.bernoulli(k, 0.5, (len(pictures[0]),))
         pictures = tuple(jax.vmap(jnp.where)(turned_B, jnp.flip(x, axis), x) for x in pictures)

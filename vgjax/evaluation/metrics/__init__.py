@@ -1,11 +1,5 @@
 """Metrics by the name that config key `evaluate.metrics` takes: one file each."""
 
 from vgjax.evaluation.metrics import control, gain, prior, swap
-from vgjax.evaluation.metrics.base import Metric
 
-METRICS: dict[str, Metric] = {
-    "control": control.METRIC,
-    "gain": gain.METRIC,
-    "swap": swap.METRIC,
-    "prior": prior.METRIC,
-}
+METRICS = {"control": control.METRIC, "gain": gain.METRIC, "swap": swap.METRIC, "prior": prior.METRIC}

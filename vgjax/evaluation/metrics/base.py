@@ -1,6 +1,5 @@
 """The contract of a metric: which pictures it wants drawn, and the estimates that it makes of them."""
 
-import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
@@ -13,14 +12,7 @@ CAPTIONS = "captions"  # the set that most metrics share: every test caption, `d
 
 
 class Estimate(NamedTuple):
-    """A measured number.
-
-    Attributes:
-      value: of the metric.
-      n: how many pictures or captions it is a mean over.
-      interval: 95 %, where it was computed.
-      split: that it was measured on.
-    """
+    """A measured number: a mean over `n` pictures or captions of a split, with its 95 % interval where computed."""
 
     value: float
     n: int
@@ -28,13 +20,13 @@ class Estimate(NamedTuple):
     split: str = "test"
 
 
-@dataclasses.dataclass(frozen=True)
-class TestCase:
+Results = Iterator[tuple[str, Estimate]]  # by name
+
+
+class TestCase(NamedTuple):
     """What a test caption asks for, and which picture it was written about.
 
     Attributes:
-      caption: the text.
-      label: class name.
       levels: level of each factor of the real picture, as far as the dataset tells.
       requested: of each factor that the caption names.
       image: (H, W, 3) uint8, the real picture.
@@ -53,8 +45,7 @@ class TestCase:
         return Request(prompt=self.caption, label=self.label)
 
 
-@dataclasses.dataclass(frozen=True)
-class Seen:
+class Seen(NamedTuple):
     """Pictures and what is read from them.
 
     Attributes:
@@ -71,14 +62,7 @@ class Seen:
 
 
 class Options(NamedTuple):
-    """What metrics get besides pictures.
-
-    Attributes:
-      reader: of the dataset's factors.
-      seed: of the run.
-      draws: pictures a caption.
-      resamples: of a bootstrap interval.
-    """
+    """What metrics get besides pictures: `draws` is pictures a caption, `resamples` those of a bootstrap interval."""
 
     reader: Reader
     seed: int
@@ -86,8 +70,10 @@ class Options(NamedTuple):
     resamples: int
 
 
-@dataclasses.dataclass(frozen=True)
-class Metric:
+RequestsOf = Callable[[Sequence[TestCase], Options], Sequence[Request]]
+
+
+class Metric(NamedTuple):
     """A row of the table `vgjax.evaluation.metrics.METRICS`.
 
     Attributes:
@@ -96,10 +82,8 @@ class Metric:
       needs: stages and channels of the condition without which it is left out.
     """
 
-    run: Callable[[Sequence[TestCase], Mapping[str, Seen], Seen, Options], Iterator[tuple[str, Estimate]]]
-    sets: Mapping[str, Callable[[Sequence[TestCase], Options], Sequence[Request]]] = dataclasses.field(
-        default_factory=dict
-    )
+    run: Callable[[Sequence[TestCase], Mapping[str, Seen], Seen, Options], Results]
+    sets: Mapping[str, RequestsOf] = {}
     needs: tuple[str, ...] = ()
 
 

@@ -1,17 +1,15 @@
 """Control: does the generated picture show what its text asked for, factor by factor?"""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from vgjax.data.entries import Levels
-from vgjax.evaluation.metrics.base import CAPTIONS, Estimate, Metric, Options, Seen, TestCase, caption_requests
+from vgjax.evaluation.metrics.base import CAPTIONS, Estimate, Metric, Options, Results, Seen, TestCase, caption_requests
 from vgjax.evaluation.metrics.numbers import bootstrap_interval
 
 
-def measure(
-    cases: Sequence[TestCase], drawn: Mapping[str, Seen], real: Seen, options: Options
-) -> Iterator[tuple[str, Estimate]]:
+def measure(cases: Sequence[TestCase], drawn: Mapping[str, Seen], real: Seen, options: Options) -> Results:
     """control/accuracy, control/score (0: guessing, 1: always right), control/chance, control_real by factor.
 
     Over one picture a caption; of factors that at least one caption names, and not all of them at the same level.
@@ -32,18 +30,14 @@ def measure(
     for channel, values in accuracies.items():
         yield f"control/accuracy_mean_{channel}", Estimate(float(np.mean(values)), len(cases))
     if accuracies:
-        mean = float(np.mean([value for values in accuracies.values() for value in values]))
-        yield "control/accuracy_mean", Estimate(mean, len(cases))
+        mean = np.concatenate(list(accuracies.values())).mean()
+        yield "control/accuracy_mean", Estimate(float(mean), len(cases))
 
 
 def hits(cases: Sequence[TestCase], read: Sequence[Levels], factor: str) -> np.ndarray:
     """1.0 where the level read is the one asked for, over the captions that name the factor; unreadable is wrong."""
-    pairs = [
-        (case.requested[factor], levels.get(factor))
-        for case, levels in zip(cases, read, strict=True)
-        if factor in case.requested
-    ]
-    return np.array([float(requested == got) for requested, got in pairs])
+    asked = [(case.requested, levels) for case, levels in zip(cases, read, strict=True) if factor in case.requested]
+    return np.array([float(requested[factor] == levels.get(factor)) for requested, levels in asked])
 
 
 METRIC = Metric(measure, {CAPTIONS: caption_requests})

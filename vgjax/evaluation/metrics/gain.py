@@ -1,10 +1,10 @@
 """Gain: accuracy under a picture's own caption minus accuracy under another picture's."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vgjax.evaluation.metrics.base import CAPTIONS, Estimate, Metric, Options, Seen, TestCase, caption_requests
+from vgjax.evaluation.metrics.base import CAPTIONS, Estimate, Metric, Options, Results, Seen, TestCase, caption_requests
 from vgjax.evaluation.metrics.control import hits
 from vgjax.evaluation.metrics.numbers import bootstrap_interval
 from vgjax.types import Request
@@ -15,17 +15,12 @@ OTHERS = "other_captions"
 def other_requests(cases: Sequence[TestCase], options: Options) -> list[Request]:
     """For every case another one's caption, `draws` times over, each time another assignment."""
     rng, count = np.random.default_rng(options.seed), len(cases)
-    others = []
-    for _ in range(options.draws):
-        order = rng.permutation(count)
-        # A single cycle: nobody keeps its own caption.
-        others += [cases[i].request() for i in order[(np.argsort(order) + 1) % count]]
-    return others
+    orders = [rng.permutation(count) for _ in range(options.draws)]
+    # A single cycle: nobody keeps its own caption.
+    return [cases[i].request() for order in orders for i in order[(np.argsort(order) + 1) % count]]
 
 
-def measure(
-    cases: Sequence[TestCase], drawn: Mapping[str, Seen], real: Seen, options: Options
-) -> Iterator[tuple[str, Estimate]]:
+def measure(cases: Sequence[TestCase], drawn: Mapping[str, Seen], real: Seen, options: Options) -> Results:
     """control_true, control_shuffled and control_gain by factor.
 
     Means over `draws` pictures of each caption; intervals resample captions.

@@ -1,11 +1,12 @@
 """The metrics of a run: one flat JSON file, and intervals of means."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import scipy.stats
 
 from vgjax.atomic import write_json
@@ -16,10 +17,7 @@ REQUIRED_PROVENANCE = ("config", "command", "commit", "hardware", "seed")
 def write_metrics(path: Path, metrics: Mapping[str, float], provenance: Mapping[str, Any]) -> None:
     """Writes one flat JSON object: every metric and every provenance key at the top level.
 
-    Args:
-      path: the file to (re)place.
-      metrics: flat name -> finite number, such as "control/accuracy_mean": 0.83.
-      provenance: at least `REQUIRED_PROVENANCE`; fingerprints as strings under "fingerprint/<stage>".
+    Provenance is at least `REQUIRED_PROVENANCE`, and fingerprints as strings under "fingerprint/<stage>".
 
     Raises:
       ValueError: a metric is not a finite number, a name is used twice, a provenance key is missing, a fingerprint is
@@ -49,15 +47,12 @@ def _finite_number(path: Path, name: str, value: Any) -> float | int:
     return number
 
 
-def bootstrap_interval(
-    values: Sequence[float] | np.ndarray, seed: int, n: int = 2000, level: float = 0.95
-) -> tuple[float, float]:
+def bootstrap_interval(values: npt.ArrayLike, seed: int, n: int = 2000, level: float = 0.95) -> tuple[float, float]:
     """Percentile bootstrap interval of a mean (Efron and Tibshirani, 1993, chapter 13).
 
     Args:
       values: (N,) one value per example, such as 0 or 1 for a wrong or right factor.
-      seed: of the resampling; the same seed gives the same interval.
-      n: number of resamples.
+      n: number of resamples; the same seed gives the same interval.
       level: coverage, in (0, 1).
 
     Raises:
@@ -68,13 +63,7 @@ def bootstrap_interval(
         raise ValueError(f"bootstrap_interval: needs finite (N,) values; got {values.shape}, n={n}, level={level}")
     if np.ptp(values) == 0:  # nothing varies between resamples, nor within a single value
         return float(values[0]), float(values[0])
-    interval = scipy.stats.bootstrap(
-        (values,),
-        np.mean,
-        n_resamples=n,
-        confidence_level=level,
-        method="percentile",
-        vectorized=True,
-        rng=np.random.default_rng(seed),
+    low, high = scipy.stats.bootstrap(
+        [values], np.mean, n_resamples=n, confidence_level=level, method="percentile", rng=seed
     ).confidence_interval
-    return float(interval.low), float(interval.high)
+    return float(low), float(high)

@@ -1,16 +1,14 @@
 """Stage 1 on the real test pictures: Dice of the segmentor, error of the reconstruction."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from vgjax import losses
-from vgjax.evaluation.metrics.base import Estimate, Metric, Options, Seen, TestCase
+from vgjax.evaluation.metrics.base import Estimate, Metric, Options, Results, Seen, TestCase
 
 
-def measure(
-    cases: Sequence[TestCase], drawn: Mapping[str, Seen], real: Seen, options: Options
-) -> Iterator[tuple[str, Estimate]]:
+def measure(cases: Sequence[TestCase], drawn: Mapping[str, Seen], real: Seen, options: Options) -> Results:
     """prior/dice and prior/reconstruction_l1 (of intensities in [-1, 1])."""
     if real.lesion is None or real.reconstruction is None:
         raise ValueError("the metric 'prior' needs what stage 1 makes of the real pictures")

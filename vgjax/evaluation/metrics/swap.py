@@ -1,11 +1,11 @@
 """Swap: the anatomy of one text with the modality of another; each picture should show both."""
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from vgjax.evaluation.metrics.base import Estimate, Metric, Options, Seen, TestCase
+from vgjax.evaluation.metrics.base import Estimate, Metric, Options, Results, Seen, TestCase
 from vgjax.types import Request
 
 SWAP = "swap"
@@ -31,19 +31,16 @@ def requests(cases: Sequence[TestCase], options: Options) -> list[Request]:
     return [Request(anatomy=row, modality=column, same_noise=True) for row in anatomy for column in modality]
 
 
-def measure(
-    cases: Sequence[TestCase], drawn: Mapping[str, Seen], real: Seen, options: Options
-) -> Iterator[tuple[str, Estimate]]:
+def measure(cases: Sequence[TestCase], drawn: Mapping[str, Seen], real: Seen, options: Options) -> Results:
     """swap/anatomy and swap/modality: share of readings that are those of the row's or the column's case."""
     rows, columns = grid(cases)
     pairs = list(itertools.product(rows, columns))
     for place, channel in enumerate(("anatomy", "modality")):
-        factors = [factor for factor, c in options.reader.channels.items() if c == channel]
         right = [
             levels.get(factor) == case.levels[factor]
             for case, levels in zip([pair[place] for pair in pairs], drawn[SWAP].levels, strict=True)
-            for factor in factors
-            if case.requested and factor in case.levels
+            for factor, its_channel in options.reader.channels.items()
+            if its_channel == channel and case.requested and factor in case.levels
         ]
         if right:
             yield f"swap/{channel}", Estimate(float(np.mean(right)), len(right))

@@ -18,12 +18,9 @@ from vgjax.evaluation.report import figures
 
 
 class Pair(NamedTuple):
-    """A text, its real picture if there is one, and the picture generated from it.
+    """A text, its real picture if there is one, and the picture generated from it, both (H, W, 3) uint8.
 
     Attributes:
-      caption: the text that was given.
-      real: (H, W, 3) uint8 or None.
-      generated: (H, W, 3) uint8.
       factors: name -> (requested, measured) level; requested "" where the text left it unsaid.
     """
 
@@ -34,14 +31,12 @@ class Pair(NamedTuple):
 
 
 class FactorMaps(NamedTuple):
-    """What stage 1 makes of one image.
+    """What stage 1 makes of one image (H, W, 3) uint8; the reconstruction is alike.
 
     Attributes:
-      image: (H, W, 3) uint8.
       mask: (H, W) true lesion, 0/1 or 0/255; None if unknown.
       segmentation: (H, W) lesion probability in [0, 1]; None if not predicted.
       anatomy: (H, W, K) float, one map an anatomy factor.
-      reconstruction: (H, W, 3) uint8.
     """
 
     image: np.ndarray
@@ -53,12 +48,7 @@ class FactorMaps(NamedTuple):
 
 @dataclass(frozen=True)
 class SwapGrid:
-    """Pictures generated from the anatomy of one text and the modality of another.
-
-    Attributes:
-      row_texts: R texts that gave the anatomy.
-      column_texts: C texts that gave the modality.
-      images: (R, C, H, W, 3) uint8.
+    """Pictures (R, C, H, W, 3) uint8, generated from the anatomy of R row texts and the modality of C column texts.
 
     Raises:
       ValueError: not one row of images for each row text, one image for each column text.
@@ -66,10 +56,10 @@ class SwapGrid:
 
     row_texts: Sequence[str]
     column_texts: Sequence[str]
-    images: Sequence[Sequence[np.ndarray]] | np.ndarray
+    images: np.ndarray
 
     def __post_init__(self) -> None:
-        if [len(row) for row in self.images] != [len(self.column_texts)] * len(self.row_texts):
+        if self.images.shape[:2] != (len(self.row_texts), len(self.column_texts)):
             raise ValueError(f"swap_grid.images must be ({len(self.row_texts)}, {len(self.column_texts)}, H, W, 3)")
 
 
@@ -78,13 +68,12 @@ class ControlRow:
     """How often the level that a text asked for is the level measured in the generated picture.
 
     Attributes:
-      factor: name of the factor.
       channel: "anatomy" or "modality".
       accuracy: share in [0, 1] of generated pictures that show the requested level.
       chance: accuracy of guessing, in [0, 1).
       on_real: accuracy of the same measure on real pictures: what can be reached at best; None if unknown.
       n: pictures measured.
-      interval: (low, high) of the accuracy, None if not computed.
+      interval: of the accuracy, None if not computed.
 
     Raises:
       ValueError: a share is outside [0, 1], or chance is 1.
@@ -99,7 +88,8 @@ class ControlRow:
     interval: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        shares = [self.accuracy, self.chance, *([] if self.on_real is None else [self.on_real]), *(self.interval or ())]
+        found = (self.accuracy, self.chance, self.on_real, *(self.interval or ()))
+        shares = [share for share in found if share is not None]
         if not all(0 <= share <= 1 for share in shares) or self.chance == 1:
             raise ValueError(f"control row '{self.factor}' has a share outside [0, 1] or chance 1: {shares}")
 
@@ -129,7 +119,6 @@ class Report:
     """Everything a report shows; whatever stays empty is reported as not measured.
 
     Attributes:
-      title: of the run.
       config: flat name -> value.
       provenance: command, commit, hardware, seed, versions (a dict), started, finished, device_count, ...
       metrics: flat name -> number; "control/accuracy_mean" is the headline.
@@ -152,9 +141,7 @@ class Report:
 def write_report(path: Path, reports: Sequence[Report]) -> None:
     """Writes one self-contained HTML file; an older file is replaced in one step.
 
-    Args:
-      path: the file.
-      reports: one run, or several, which are first compared in a table and then follow one after another.
+    Several runs are first compared in a table and then follow one after another.
 
     Raises:
       ValueError: no run, a picture is not uint8, or a curve's steps and values disagree.

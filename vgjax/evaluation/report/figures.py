@@ -26,8 +26,8 @@ INKS = {f"#{i:06x}": name for i, name in enumerate(("paper", "line", "ink", "sof
 PAPER, LINE, INK, SOFT, *CURVES = INKS
 STYLE = {"svg.hashsalt": "vgjax", "svg.fonttype": "none", "path.simplify_threshold": 1.0, "font.size": 10}
 
-# Name -> (steps, values).
-Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]
+Curves = Mapping[str, tuple[Sequence[float], Sequence[float]]]  # name -> (steps, values)
+Line = tuple[str, Sequence[float], Sequence[float]]  # label, steps, values
 
 
 class Png(NamedTuple):
@@ -63,7 +63,7 @@ def percent(share: float) -> str:
 def factor_colours(count: int) -> list[str]:
     """One colour for each anatomy factor, "#rrggbb"."""
     chosen = matplotlib.colormaps["tab10" if count <= 10 else "turbo"].resampled(count)
-    return [to_hex(chosen(index)) for index in range(count)]
+    return [to_hex(colour) for colour in chosen(range(count))]
 
 
 def gray(values: Any) -> np.ndarray:
@@ -93,11 +93,9 @@ def anatomy_factors(anatomy: np.ndarray, where: str) -> list[tuple[str, float, n
 
 
 def png(image: Any, where: str, shown: int = 128) -> Png:
-    """An image (H, W) or (H, W, 3) uint8 that carries its own data.
+    """An image (H, W) or (H, W, 3) uint8 that carries its own data; `where` names its place in the report.
 
-    Args:
-      where: path of the image in the report, for the error.
-      shown: px; small images are enlarged by the whole factor that comes nearest, so that pixels stay square.
+    Small images are enlarged by the whole factor that comes nearest to `shown` px, so that pixels stay square.
 
     Raises:
       ValueError: not uint8, or not the shape of an image.
@@ -118,7 +116,7 @@ def png(image: Any, where: str, shown: int = 128) -> Png:
 
 def charts(curves: Curves) -> dict[str, Chart]:
     """Title -> chart of one stage; "train/x" and "validation/x" share the chart "x"."""
-    lines: dict[str, list[tuple[str, Sequence[float], Sequence[float]]]] = {}
+    lines: dict[str, list[Line]] = {}
     for name, (steps, values) in curves.items():
         split, _, title = name.partition("/")
         if split not in ("train", "validation", "test") or not title:
@@ -128,8 +126,8 @@ def charts(curves: Curves) -> dict[str, Chart]:
     return {title: chart(title, drawn) for title, drawn in lines.items()}
 
 
-def chart(title: str, curves: Sequence[tuple[str, Sequence[float], Sequence[float]]]) -> Chart:
-    """Draws curves (label, steps, values) over the same axes.
+def chart(title: str, curves: Sequence[Line]) -> Chart:
+    """Draws curves over the same axes.
 
     The value axis is logarithmic where all values are positive and span more than two decades. Values that are not
     finite interrupt the curve.
@@ -169,9 +167,7 @@ def chart(title: str, curves: Sequence[tuple[str, Sequence[float], Sequence[floa
         return Chart(_inline(figure), logarithmic, spans, (first, last))
 
 
-def accuracy_bar(
-    accuracy: float, chance: float, on_real: float | None, interval: tuple[float, float] | None = None
-) -> str:
+def accuracy_bar(accuracy: float, chance: float, on_real: float | None, interval: tuple[float, float] | None) -> str:
     """Accuracy on [0, 1] as a bar with its interval, against chance (tick) and the same measure on real pictures."""
     with matplotlib.style.context(STYLE, after_reset=True):
         figure, axes = _canvas(180, 24, (0, 0, 180, 24))
@@ -199,10 +195,8 @@ def _canvas(width: int, height: int, box: tuple[int, int, int, int]) -> tuple[Fi
 
 def _inline(figure: Figure) -> str:
     """The drawing's elements, to stand within an <svg> of the page: no header, identifiers, clipping, or colours."""
-    stream = io.StringIO()
-    figure.savefig(
-        stream, format="svg", transparent=True, metadata=dict.fromkeys(("Creator", "Date", "Format", "Type"))
-    )
+    stream, unsaid = io.StringIO(), dict.fromkeys(("Creator", "Date", "Format", "Type"))
+    figure.savefig(stream, format="svg", transparent=True, metadata=unsaid)
     drawn = re.search(r"<svg[^>]*>(.*)</svg>", stream.getvalue(), re.DOTALL)[1]  # type: ignore[index]
     unneeded = r'<defs>.*?</defs>|<!--.*?-->| (?:id|clip-path)="[^"]*"| font-family:[^;]*;|\s*\n\s*'
     drawn = re.sub(unneeded, lambda found: " " * found[0].isspace(), drawn, flags=re.DOTALL)

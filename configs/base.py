@@ -23,17 +23,18 @@ def for_dataset(source: str) -> ConfigDict:
 
 def smoke(c: ConfigDict) -> ConfigDict:
     """The whole pipeline, tiny: minutes become seconds, figures mean nothing."""
-    c.data.update(train_items=64, validation_items=32, test_items=32)
+    c.data.update(train_items=64, validation_items=32, test_items=32, wordings=2)
     c.prior.update(widths=(8, 8), modality_widths=(8, 8), segmentor_width=8, decoder_widths=(8, 8, 8))
     c.prior.grid = min(c.prior.grid, 4)
     c.prior.train.update(steps=6, batch_size=8)
-    c.disentangler.hidden = 32
+    c.disentangler.update(hidden=32, flow_depth=1)
+    c.disentangler.flow_width.update(anatomy=32, modality=32)
     c.disentangler.train.update(steps=8, batch_size=16)
-    c.denoiser.update(width=32, depth=2, heads=2, token_width=32, hffm_hidden=32, components=8)
+    c.denoiser.update(width=32, depth=2, heads=2, token_width=32, hffm_hidden=32, components=12)
     c.denoiser.train.update(steps=6, batch_size=8)
     for stage in (c.prior, c.disentangler, c.denoiser):
         stage.train.update(warmup_steps=2, checkpoint_every_steps=3, log_every_steps=2)
-    c.sample.update(steps=4, batch_size=16, count=2)
+    c.sample.update(steps=4, text_steps=4, batch_size=16, count=2)
     c.evaluate.update(prompts=16, resamples=100)
     return c
 
@@ -47,9 +48,10 @@ def reference(c: ConfigDict) -> ConfigDict:
     c.prior.update(weight_appearance=0.0, weight_consistency=0.0)
     c.prior.train.update(optimizer="adamw", learning_rate=2e-3, adam_b1=0.5, schedule="plateau", warmup_steps=0)
     c.prior.train.keep = "best"
-    c.disentangler.update(hidden=512, alignment="cosine", weight_reconstruction=0.5, word_dropout=0.0)
-    c.disentangler.train.update(optimizer="adamw", learning_rate=1e-3)
-    c.denoiser.update(condition="published", condition_noise=0.0, hffm_hidden=256, components=0, refine=0)
+    c.disentangler.update(method="regression", hidden=512, alignment="cosine", weight_reconstruction=0.5)
+    c.disentangler.train.update(steps=1000, checkpoint_every_steps=100, ema_decay=0.0, keep="best")
+    c.denoiser.update(condition="published", learn_from="text", hffm_hidden=256, refine=0)
+    c.denoiser.update(dropout_all=0.0, anatomy_noise=0.0, modality_noise=0.0)
     c.denoiser.dropout.update(anatomy=0.0, modality=0.0)
     c.denoiser.train.update(optimizer="adamw", learning_rate=1e-3, weight_decay=0.01, ema_decay=0.0)
     c.diffusion.objective = "epsilon"
@@ -61,13 +63,44 @@ def reference(c: ConfigDict) -> ConfigDict:
 def class_label(c: ConfigDict) -> ConfigDict:
     """A baseline: a transformer that is told the class of a picture and nothing else."""
     c.denoiser.condition = "class_label"
-    c.denoiser.dropout = ConfigDict({"class": 0.1})
+    c.denoiser.dropout = ConfigDict({"class": 0.0})
     c.sample.guidance = ConfigDict({"class": 2.0})
     c.evaluate.metrics = ("control",)
     return c
 
 
-VARIANTS = {"smoke": smoke, "reference": reference, "class_label": class_label}
+def long(c: ConfigDict) -> ConfigDict:
+    """Stages 2 and 3 twice as long."""
+    for train in (c.disentangler.train, c.denoiser.train):
+        train.update(steps=2 * train.steps, checkpoint_every_steps=2 * train.checkpoint_every_steps)
+    return c
+
+
+def regression(c: ConfigDict) -> ConfigDict:
+    """An ablation: stage 2 answers with the mean of the factors in the place of a sample."""
+    c.disentangler.update(method="regression", word_dropout=0.1)
+    c.disentangler.train.update(steps=240, optimizer="muon", learning_rate=4e-3, ema_decay=0.0, keep="best")
+    c.disentangler.train.update(warmup_steps=50, checkpoint_every_steps=80, log_every_steps=20)
+    return c
+
+
+def pixart_text(c: ConfigDict) -> ConfigDict:
+    """A baseline: the words of the caption as tokens in cross-attention, and no factors."""
+    c.denoiser.update(condition="text_tokens", width=192, depth=6)
+    c.denoiser.dropout = ConfigDict({"text": 0.0})
+    c.sample.guidance = ConfigDict({"text": 2.0})
+    c.text_encoder.max_length = 48
+    return c
+
+
+VARIANTS = {
+    "smoke": smoke,
+    "reference": reference,
+    "class_label": class_label,
+    "long": long,
+    "regression": regression,
+    "pixart_text": pixart_text,
+}
 
 
 def with_variants(c: ConfigDict, names: str, **own: Callable[[ConfigDict], ConfigDict]) -> ConfigDict:

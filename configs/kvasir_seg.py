@@ -9,11 +9,13 @@ from configs import base
 def cpu(c):
     """Sized for two CPU cores: 64x64 pictures, at most 40 minutes."""
     c.data.image_size = 64
-    c.prior.update(widths=(16, 32, 64), flip=True)
-    c.prior.train.update(steps=900, batch_size=8, optimizer="muon", learning_rate=4e-3, checkpoint_every_steps=150)
-    # Some five hundred captions: the heads are soon past their best.
-    c.disentangler.word_dropout = 0.3
-    c.disentangler.train.update(steps=60, batch_size=128, warmup_steps=10, checkpoint_every_steps=10)
+    c.prior.widths = (16, 32, 64)
+    c.prior.flip = True
+    c.prior.train.update(
+        dict(steps=900, batch_size=8, optimizer="muon", learning_rate=4e-3, checkpoint_every_steps=150)
+    )
+    c.disentangler.word_dropout = 0.3  # some five hundred captions
+    c.disentangler.train.update(steps=1500, batch_size=256, checkpoint_every_steps=500)
     c.denoiser.refine = 0  # at this size it would cost as much as the transformer
     c.denoiser.train.update(steps=1200, batch_size=16, checkpoint_every_steps=400)
     c.evaluate.draws = 3

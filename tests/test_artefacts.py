@@ -24,7 +24,10 @@ def digests(**changes) -> dict[str, str]:
 BEFORE = digests()
 DRAWN = {"drawn_captions", "drawn_swap", "evaluation"}
 STAGE_3 = {"denoiser", *DRAWN}
-STAGE_2 = {"disentangler", "condition", *STAGE_3}
+# The transformer learns from the factors of pictures, and so texts decide nothing of it.
+STAGE_2 = {"disentangler", *DRAWN}
+TEXTS = {"text", "wordings", *STAGE_2}
+STAGE_1 = {"prior", "factors", "condition", "disentangler", *STAGE_3}
 
 
 @pytest.mark.parametrize(
@@ -34,11 +37,23 @@ STAGE_2 = {"disentangler", "condition", *STAGE_3}
         ("denoiser.train.log_every_steps", 1, set()),
         ("denoiser.depth", 1, STAGE_3),
         ("diffusion.timesteps", 500, STAGE_3),
-        ("denoiser.components", 4, {"condition", *STAGE_3}),
+        ("diffusion.times", "logit_normal", STAGE_3),
+        ("denoiser.dropout_all", 0.2, STAGE_3),
+        ("denoiser.spatial_path", False, STAGE_3),
+        ("denoiser.components", 4, {"condition", *STAGE_2, *STAGE_3}),
         ("disentangler.train.steps", 9, STAGE_2),
-        ("text_encoder.width", 64, {"text", *STAGE_2}),
-        ("prior.train.steps", 7, {"prior", "factors", *STAGE_2}),
-        ("prior.weight_kl", 0.5, {"prior", "factors", *STAGE_2}),
+        ("disentangler.train.log_every_steps", 9, set()),
+        ("disentangler.text_dropout", 0.2, STAGE_2),
+        ("disentangler.flow_width.anatomy", 24, STAGE_2),
+        ("disentangler.shuffle_anatomy_targets", True, STAGE_2),
+        ("text_encoder.width", 512, {"vocabulary", *TEXTS}),
+        ("text_encoder.max_length", 12, TEXTS),
+        ("text_encoder.kind", "hashing", {"vocabulary", *TEXTS}),
+        ("sample.text_guidance.anatomy", 3.0, DRAWN),
+        ("sample.text_steps", 3, DRAWN),
+        ("data.wordings", 3, set(BEFORE)),
+        ("prior.train.steps", 7, STAGE_1),
+        ("prior.weight_kl", 0.5, STAGE_1),
         ("data.workers", 1, set()),
         ("data.test_items", 33, set(BEFORE)),
         ("seed", 1, set(BEFORE)),
@@ -54,6 +69,16 @@ STAGE_2 = {"disentangler", "condition", *STAGE_3}
 def test_a_change_makes_again_what_depends_on_it_and_nothing_else(key, value, made_again):
     after = digests(**{key: value})
     assert {name for name in after if after[name] != BEFORE[name]} == made_again
+
+
+REGRESSION = {"disentangler.method": "regression", "denoiser.learn_from": "text"}
+
+
+@pytest.mark.parametrize("key", ["disentangler.hidden", "disentangler.train.steps", "text_encoder.max_length"])
+def test_a_transformer_that_learns_from_texts_is_made_again_with_them(key):
+    before, after = digests(**REGRESSION), digests(**REGRESSION, **{key: 5})
+    texts = {"text"} if key.startswith("text") else set()
+    assert {name for name in after if after[name] != before[name]} == {"disentangler", *texts, *STAGE_3}
 
 
 def test_ten_ablations_of_stage_three_share_everything_else():
@@ -123,14 +148,28 @@ def test_a_maker_sees_what_it_declared_and_nothing_else(tmp_path):
     )
 
 
-@pytest.mark.parametrize("variant", ["smoke", "reference+smoke", "class_label+smoke"])
+@pytest.mark.parametrize(
+    ("variant", "holds"), [("reference+smoke", 0), ("class_label+smoke", 1), ("pixart_text+smoke", 0)]
+)
+def test_a_condition_is_fitted_with_what_it_declares(tmp_path, variant, holds):
+    """That of the default is made in every run of its recipe."""
+    c = phantom.get_config(variant)
+    c.data.update(dict(train_items=4, validation_items=1, test_items=1))
+    run = runs.open_run(c, str(tmp_path / "run"))
+    assert run.producers["condition"].needs == ("pictures",) * holds
+    assert len(run.context.variables("condition")) == holds
+
+
+@pytest.mark.parametrize("variant", ["smoke", "reference+smoke", "class_label+smoke", "pixart_text+smoke"])
 def test_every_need_stands_before_what_needs_it(variant):
     run = runs.open_run(phantom.get_config(variant), "runs/none")
     seen: set[str] = set()
     for name, producer in artefacts.producers(run.config).items():
         assert set(producer.needs) <= seen, name
         seen.add(name)
-    assert ("prior" in seen) == (variant != "class_label+smoke")
+    trained = {"prior", "disentangler"} & seen
+    assert trained == (set() if variant.startswith(("class_label", "pixart")) else {"prior", "disentangler"})
+    assert ("wordings" in seen) == (variant == "smoke")
 
 
 @pytest.mark.parametrize("collective", [True, False])

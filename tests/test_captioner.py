@@ -194,7 +194,15 @@ def png(red: int) -> bytes:
 def test_the_command_captions_prepared_records(tmp_path):
     mask = io.BytesIO()
     Image.new("L", (4, 4)).save(mask, "PNG")
-    blank = {"caption": "", "label": "", "group": "", "factors": {}, "named": (), "mask": mask.getvalue()}
+    blank = {
+        "caption": "",
+        "label": "",
+        "group": "",
+        "factors": {},
+        "named": (),
+        "wordings": {},
+        "mask": mask.getvalue(),
+    }
     parts = zip(SPLITS, ((1, 2), (3,), (4,)), strict=True)
     builder.write(
         tmp_path, "busi", {split: [blank | {"id": f"p{n}", "image": png(n)} for n in reds] for split, reds in parts}

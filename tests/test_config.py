@@ -11,9 +11,11 @@ import pydantic
 import pytest
 
 from configs import base, kvasir_seg, phantom
+from vgjax import conditions
 from vgjax import config as configs
 from vgjax.config import Autoencoder, Config, ConfigError, Data, Sample, Training
 from vgjax.data.sources import SOURCES
+from vgjax.evaluation import evaluate
 from vgjax.keys import Group, build, describe, key
 
 NAMES = sorted(p.stem for p in pathlib.Path("configs").glob("*.py") if p.stem not in ("__init__", "base"))
@@ -26,9 +28,11 @@ def load(name: str, variants: str = ""):
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize("variants", ["", "smoke", "reference", "reference+smoke"])
+@pytest.mark.parametrize("variants", ["", "reference+smoke", *base.VARIANTS])
 def test_every_readable_config_and_variant_is_valid(name, variants):
     built = configs.from_config_dict(load(name, variants))
+    conditions.check(built)
+    evaluate.check(built)
     assert built.name == name
     assert build(Config, json.loads(json.dumps(built.model_dump()))) == built
 
@@ -46,7 +50,7 @@ def test_smoke_is_smaller_everywhere():
 
 
 def test_unknown_variant_lists_the_known():
-    with pytest.raises(ValueError, match=r"'huge'.*cpu, reference, smoke"):
+    with pytest.raises(ValueError, match=r"'huge'.*class_label, cpu, .*, reference, .*, smoke"):
         kvasir_seg.get_config("huge")
 
 
@@ -76,19 +80,33 @@ def refused(changes: dict, match: str, make=phantom.get_config):
         ("denoiser.train.learning_rate", -1.0, r"learning_rate.*positive"),
         ("denoiser.train.schedule", "linear", r"schedule.*cosine"),
         ("text_encoder.kind", "bert", r"text_encoder\.path"),
+        (
+            "disentangler.weights",
+            "a.safetensors",
+            r"disentangler\.weights' is 'a\.safetensors' with",
+        ),
+        ("denoiser.flip", True, r"denoiser\.flip' is True with denoiser\.learn_from 'pictures'"),
         ("sample.solver", "dpmpp_2m", r"sample\.solver.*euler"),
         ("mesh.fsdp", 0, r"mesh\.fsdp.*positive"),
         ("mesh.data", 0, r"mesh\.data' is 0.*positive.*-1"),
         ("mesh.data", -2, r"mesh\.data' is -2: give a number of at least -1$"),
         ("text_encoder.width", 0, r"text_encoder\.width' is 0: give a positive number$"),
-        ("text_encoder.kind", "word2vec", r"text_encoder\.kind' is 'word2vec': choose one of hashing, bert$"),
+        (
+            "text_encoder.kind",
+            "word2vec",
+            r"text_encoder\.kind' is 'word2vec': choose one of vocabulary, hashing, bert$",
+        ),
         ("data.captions", "mine", r"data\.captions' is 'mine': choose one of own, measured, both$"),
         ("prior.widths", (16, 0), r"prior\.widths\[1\]' is 0: give a positive number$"),
         ("prior.train.adam_b2", 1.0, r"adam_b2' is 1\.0: give a number in \(0, 1\)$"),
         ("denoiser.train.learning_rate", math.nan, r"denoiser\.train\.learning_rate' is nan: give a finite number$"),
         ("denoiser.mlp_ratio", math.inf, r"denoiser\.mlp_ratio' is inf: give a finite number$"),
         ("prior.weight_kl", -math.inf, r"prior\.weight_kl' is -inf: give a finite number$"),
-        ("denoiser.condition", "factors ", r"condition' is 'factors ': choose one of factors, published, class_label$"),
+        (
+            "denoiser.condition",
+            "factors ",
+            r"condition' is 'factors ': choose one of factors, published, class_label, text_tok",
+        ),
     ],
 )
 def test_bad_values_are_refused_by_name(key, value, match):
@@ -248,5 +266,5 @@ def test_difference_names_keys():
 def test_reference_takes_back_what_a_size_variant_mends():
     c = kvasir_seg.get_config("cpu+reference")
     assert {stage.train.optimizer for stage in (c.prior, c.disentangler, c.denoiser)} == {"adamw"}
-    assert not c.prior.flip and not c.disentangler.word_dropout
+    assert not c.prior.flip
     assert (c.prior.train.learning_rate, c.denoiser.train.learning_rate) == (2e-3, 1e-3)

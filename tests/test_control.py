@@ -15,7 +15,9 @@ CHANNELS = {"size": "anatomy", "colour": "modality", "shape": "anatomy"}
 
 
 def options(draws=1, chance=lambda requested, factor: {"size": 1 / 3, "colour": 0.5}[factor], reader=None):
-    read = reader or Reader(CHANNELS, CHANNELS, lambda pictures, lesion: [], chance, lambda levels, rng, named: "")
+    read = reader or Reader(
+        CHANNELS, CHANNELS, lambda pictures, lesion: [], chance, lambda levels, rng, named, style="": ""
+    )
     return Options(read, seed=0, draws=draws, resamples=200)
 
 
@@ -53,6 +55,21 @@ def test_control_estimates_each_factor_that_is_named_and_their_mean():
     assert found["control/accuracy_mean_anatomy"].value == pytest.approx(2 / 3)
     assert found["control/accuracy_mean_modality"].value == 0.5
     assert found["control/accuracy_mean"].n == 4
+    joint = found["control/accuracy_joint"]  # of the four captions the first has one of two factors wrong
+    assert (joint.value, joint.n) == (0.5, 4) and joint.interval[0] < 0.5 < joint.interval[1]
+
+
+def test_the_joint_accuracy_leaves_out_what_cannot_be_read():
+    """A caption counts as right where all that it names and that can be read is; without any it does not count."""
+    cases = [case(size="small", border="sharp"), case(border="sharp"), case(size="large", colour="red")]
+    read = [{"size": "small"}, {}, {"size": "large", "colour": None}]
+    assert [control.named_hits(one, levels, CHANNELS) for one, levels in zip(cases, read, strict=True)] == [
+        [True],
+        [],
+        [True, False],
+    ]
+    found = dict(control.measure(cases, {CAPTIONS: seen(read)}, seen(read), options()))
+    assert (found["control/accuracy_joint"].value, found["control/accuracy_joint"].n) == (0.5, 2)
 
 
 def test_a_factor_that_never_varies_measures_no_control():
@@ -103,7 +120,8 @@ def test_swap_puts_all_anatomy_into_row_texts_and_none_into_column_texts(vocabul
         cases.append(case("own words", levels, position=levels["position"]))
     asked = swap.requests(cases, options(reader=mask_reader(vocabulary, {})))
     assert len(asked) == swap.ROWS * swap.COLUMNS
-    assert all(request.same_noise and not request.prompt for request in asked)
+    assert len({request.seed for request in asked}) == 1 and asked[0].seed is not None  # all from one noise
+    assert not any(request.prompt for request in asked)
     for i, request in enumerate(asked):
         row, column = cases[i // swap.COLUMNS], cases[swap.ROWS + i % swap.COLUMNS]
         for factor in vocabulary.anatomy:

@@ -22,7 +22,11 @@ from vgjax.evaluation.metrics.base import CAPTIONS, Estimate, Metric, caption_re
 from vgjax.store import Store
 from vgjax.types import Request
 
-EMBLEM = [Request(prompt="é\n", anatomy="a", modality="m", label="x", same_noise=i > 0) for i in range(3)]
+SHARED = 11 << 40  # a seed of more than 32 bits
+EMBLEM = [
+    Request(prompt="é\n", anatomy="a", modality="m", mask=b"\x89\x00", label="x", seed=SHARED if i else None)
+    for i in range(3)
+]
 
 
 class PaintingSampler:
@@ -33,7 +37,8 @@ class PaintingSampler:
     def __init__(self, context):
         """Takes what the sampler takes."""
 
-    def inputs(self, requests):
+    def inputs(self, requests, picture_seeds):
+        assert len(requests) == len(picture_seeds)
         self.drawn.append(list(requests))
         return requests
 
@@ -79,13 +84,14 @@ def test_a_set_keeps_every_picture_with_request_seed_and_method(tmp_path, monkey
     run = open_run(tmp_path / "run", ("emblem",))
     found = draw.read_drawn(run.context, "emblem")
     assert found.requests == EMBLEM
-    wanted = [seeds.derive(run.config.seed, "evaluate", "emblem", i) for i in (0, 0, 0)]
+    wanted = [seeds.derive(run.config.seed, "evaluate", "emblem", 0), SHARED, SHARED]
     assert found.seeds == wanted and found.seeds[0] > 1 << 32
-    assert (found.pictures == np.uint8(wanted[0] % 251)).all() and found.pictures.shape == (3, 32, 32, 3)
+    assert found.pictures.shape == (3, 32, 32, 3)
+    assert all((picture == seed % 251).all() for picture, seed in zip(found.pictures, wanted, strict=True))
     row = records.Records([run.artefact("drawn_emblem").path("drawn.array_record")])[1]
     assert row["method"] == {"condition": "class_label", "solver": "euler", "steps": 4, "class": 2.0}
     plain = draw.read_drawn(open_run(tmp_path / "run", ("control",)).context, CAPTIONS)
-    assert len(set(plain.seeds)) == len(plain.seeds) == 8  # only what asks for it shares its noise
+    assert len(set(plain.seeds)) == len(plain.seeds) == 8  # each its own
 
 
 def test_a_new_metric_is_a_file_and_a_row_and_shares_its_sets(tmp_path, monkeypatch, drawn):
@@ -162,7 +168,10 @@ def test_metrics_that_a_config_cannot_have_are_left_out_and_told(tmp_path, drawn
 def test_an_unknown_metric_is_refused():
     c = phantom.get_config("smoke")
     c.evaluate.metrics = ("control", "beauty")
-    with pytest.raises(ConfigError, match=r"'evaluate\.metrics' names 'beauty': choose among control, gain, prior"):
+    with pytest.raises(
+        ConfigError,
+        match=r"'evaluate\.metrics' names 'beauty': choose among composition, control, gain",
+    ):
         evaluate.check(from_config_dict(c))
 
 

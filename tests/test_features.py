@@ -17,10 +17,10 @@ from vgjax.data.prepare import builder
 from vgjax.data.prepare.pictures import PICTURES
 from vgjax.features import base, factors
 from vgjax.features.latents import LATENTS
-from vgjax.features.text import TEXT
-from vgjax.models.text_encoder import Hashing
+from vgjax.features.text import TEXT, VOCABULARY, WORDINGS, encoder_of
+from vgjax.stages.disentangler import paired
 from vgjax.store import Store, StoreError
-from vgjax.types import SPLITS
+from vgjax.types import CHANNELS, SPLITS
 
 
 def grey_of(row):
@@ -40,7 +40,7 @@ def column(name, fields, source="pictures", make=base.write_column):
 GREY = column("grey", lambda row: {"grey": np.float64(grey_of(row))[None]})
 FACTORS = column("factors", lambda row: {name: np.float64(grey_of(row))[None] for name in ("anatomy", "modality")})
 COUNT = column("count", lambda row: {"words": np.abs(row["embedding"]).sum(keepdims=True)}, source="text")
-PRODUCERS = {one.name: one for one in (PICTURES, TEXT, GREY, FACTORS, COUNT, LATENTS)}
+PRODUCERS = {one.name: one for one in (PICTURES, VOCABULARY, TEXT, WORDINGS, GREY, FACTORS, COUNT, LATENTS)}
 
 
 def opened(store: pathlib.Path, producers=PRODUCERS, **changes) -> Run:
@@ -88,7 +88,7 @@ def test_columns_join_by_number(store):
     for split in SPLITS:
         pictures, joined = (context.rows(kinds, split) for kinds in (["pictures"], ["pictures", "text", "grey"]))
         assert joined.numbers == list(range(joined.total)) == list(range(len(pictures)))
-        wanted = Hashing(1024)([pictures[i]["caption"] for i in range(len(pictures))]).astype(np.float16)
+        wanted = encoder_of(context)([pictures[i]["caption"] for i in range(len(pictures))]).astype(np.float16)
         for i, embedding in enumerate(wanted):
             row = joined[i]
             assert (row["id"], row["grey"][0]) == (pictures[i]["id"], grey_of(pictures[i]))
@@ -133,7 +133,7 @@ def place(store: pathlib.Path) -> tuple[pathlib.Path, str]:
 
 
 def warnings(caplog) -> list[str]:
-    return [message for message in caplog.messages if "damaged" in message]
+    return [message for message in caplog.messages if "damaged records" in message]
 
 
 def test_a_damaged_picture_costs_itself_in_every_join(store, caplog):
@@ -187,7 +187,7 @@ def test_an_absent_record_never_reaches_an_example(store, permuted):
     flip(shard(store, "pictures"), row=4)
     changes = {f"disentangler.shuffle_{permuted}_targets": True} if permuted else {}
     context = opened(store, **changes).context
-    rows = context.rows(["factors", "grey"], "train")
+    rows = paired(context, ["factors", "grey"], "train")
     greys = [rows[i]["grey"].item() for i in range(len(rows))]
     assert len(greys) == 11
     for name in ("anatomy", "modality"):
@@ -198,6 +198,44 @@ def test_an_absent_record_never_reaches_an_example(store, permuted):
     for batch in itertools.islice(stream.training_batches(rows, example, 11, seed=0), 3):
         assert sorted(batch["pair"][:, 0]) == sorted(batch["pair"][:, 1]) == sorted(greys)
     assert sum(valid for _, valid in stream.ordered_batches(rows, example, 4)) == 11
+
+
+def test_further_captions_are_embedded_for_each_channel_of_the_training_pictures(store):
+    flip(shard(store, "pictures"), row=4)
+    context = opened(store, **{"data.wordings": 3}).context  # pictures anew
+    encoder = encoder_of(context)
+    rows = context.rows(["pictures", "wordings"], "train")
+    assert len(rows) == 12
+    for row in map(rows.__getitem__, range(12)):
+        assert set(row["wordings"]) == set(CHANNELS)
+        for channel in CHANNELS:
+            found = row[f"{channel}_text"]
+            assert found.dtype == np.float16 and len(row["wordings"][channel]) == 3
+            np.testing.assert_array_equal(found, encoder(row["wordings"][channel]).astype(np.float16))
+            assert encoder.unknown(row["wordings"][channel]) == []
+        assert (row["anatomy_text"] != row["modality_text"]).any()
+    files = context.artefact("wordings").files
+    assert {name.split("-")[0] for name in files} == {"train"}  # the others' own captions are read
+
+
+def test_a_damaged_picture_costs_its_further_captions_and_no_others(store):
+    flip(shard(store, "pictures"), row=4)
+    run = opened(store)
+    assert run.artefact("wordings").manifest["info"]["absent"] == {"train": [4]}
+    assert run.context.rows(["wordings", "text"], "train").numbers == [n for n in range(12) if n != 4]
+
+
+@pytest.mark.parametrize("kind", ["hashing", "vocabulary"])
+def test_only_the_encoder_that_needs_a_vocabulary_has_one(store, kind):
+    run = opened(store, **{"text_encoder.kind": kind})
+    assert bool(run.artefact("vocabulary").files) == (kind == "vocabulary")
+    assert encoder_of(run.context)(["a small lesion"]).any()
+
+
+def test_a_vocabulary_too_large_for_the_embedding_keeps_the_commonest_words_and_says_so(store, caplog):
+    run = opened(store, **{"text_encoder.width": 8})
+    assert run.artefact("vocabulary").manifest["info"]["entries"] == 8
+    assert "words of the training captions, the rarest, are left out" in caplog.text
 
 
 def halve(path: pathlib.Path) -> None:
@@ -232,7 +270,8 @@ def test_a_damaged_table_of_contents_is_one_clear_error(store, file, damage):
 
 @pytest.mark.parametrize("flip", [False, True])
 def test_latents_are_of_the_picture_and_of_its_mirror_image(store, flip):
-    run = opened(store, **{"denoiser.flip": flip})
+    mirrored = {"denoiser.flip": True, "denoiser.learn_from": "text", "disentangler.method": "regression"}
+    run = opened(store, **(mirrored if flip else {}))
     assert {name.split("-")[0] for name in run.artefact("latents").files} == {"train", "validation"}
     rows = run.context.rows(["pictures", "latents"], "train")
     assert len(rows) == 12  # three batches
@@ -261,5 +300,10 @@ def test_factors_are_standardised_over_the_training_rows_that_are_there(store):
     rows = run.context.rows(["factors"], "train")
     anatomy = np.stack([rows[i]["anatomy"] for i in range(11)])
     assert anatomy.shape == (11, 4, 4, 9)
+    pictures = run.context.rows(["pictures"], "train")
+    for i in range(11):  # the lesion's coverage, twice as fine as the anatomy
+        share = rows[i]["mask"].astype(float)
+        assert share.shape == (64,) and 0.0 <= share.min() < 0.01 and 0.3 < share.max() <= 1.0
+        assert share.mean() == pytest.approx(records.from_png(pictures[i]["mask"]).mean(), abs=0.01)
     np.testing.assert_allclose(anatomy.mean((0, 1, 2)), 0, atol=1e-4)
     assert {"raw"}.isdisjoint(path.name for path in run.artefact("factors").folder.iterdir())

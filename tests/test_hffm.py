@@ -7,6 +7,7 @@ import safetensors.numpy
 
 from vgjax import pipeline
 from vgjax.models.hffm import CHANNELS, FactorFusion, ReferenceFusion
+from vgjax.types import Factors
 
 KEEP = dict.fromkeys(CHANNELS, jnp.ones(4, bool))
 NONE = dict.fromkeys(CHANNELS, jnp.zeros(4, bool))
@@ -96,31 +97,76 @@ def test_reference_matches_the_golden(data_root):
     np.testing.assert_allclose(tokens, g["io.tokens"], atol=2e-5)
 
 
-def test_whitening_brings_predictions_to_unit_variance_and_back():
+@pytest.mark.parametrize(
+    ("path", "field", "other"),
+    [("spatial_path", "spatial_BggD", "style_BD"), ("style_path", "style_BD", "spatial_BggD")],
+)
+def test_a_path_that_is_off_leaves_the_tokens_and_the_other_path(path, field, other):
+    module, variables, basis = fusion_and_arguments()
+    whole = module.apply(variables, inputs(), KEEP, basis)
+    left = module.clone(**{path: False}).apply(variables, inputs(), KEEP, basis)
+    assert getattr(left, field) is None and getattr(whole, field) is not None
+    chex.assert_trees_all_equal(left.tokens_BND, whole.tokens_BND)
+    chex.assert_trees_all_equal(getattr(left, other), getattr(whole, other))
+
+
+def correlated(count=4000, seed=0):
+    """Factors (count, 6) that vary in two directions of unequal strength."""
+    rng = np.random.default_rng(seed)
+    return (rng.normal(size=(count, 2)) * [5.0, 1.0]) @ rng.normal(size=(2, 6)) + 4.0
+
+
+def test_principal_components_have_unit_variance_and_lead_back():
+    factors = correlated()
+    basis = pipeline.principal_components(factors, 3)
+    parts = (factors - basis["mean"]) @ basis["whiten"]
+    # Two directions exist; the third one is constant, and so zero rather than noise divided by nothing.
+    np.testing.assert_allclose(np.cov(parts, rowvar=False), np.diag([1.0, 1.0, 0.0]), atol=1e-3)
+    np.testing.assert_allclose(basis["mean"] + parts @ basis["back"], factors, atol=1e-3)
+    assert not basis["whiten"][:, 2].any() and not basis["back"][2].any()
+
+
+def test_the_strongest_directions_come_first_whatever_the_order_of_features():
+    factors = np.random.default_rng(1).normal(size=(3000, 4)) * [0.5, 4.0, 1.0, 2.0]
+    basis = pipeline.principal_components(factors, 2)
+    leading = np.abs(basis["whiten"]) / np.linalg.norm(basis["whiten"], axis=0)
+    assert leading[:, 0].argmax() == 1 and leading[:, 1].argmax() == 3
+    assert leading.max(0).min() > 0.99
+
+
+@pytest.mark.parametrize(("wanted", "found"), [(2, 2), (6, 6), (100, 6)])
+def test_there_are_at_most_as_many_components_as_features(wanted, found):
+    basis = pipeline.principal_components(correlated(100), wanted)
+    assert {name: value.shape for name, value in basis.items()} == {
+        "mean": (6,),
+        "whiten": (6, found),
+        "back": (found, 6),
+    }
+
+
+def test_factors_that_never_vary_are_zero_components():
+    basis = pipeline.principal_components(np.full((50, 4), 7.0), 3)
+    assert not basis["whiten"].any() and not basis["back"].any()
+    assert (basis["mean"] == 7.0).all()
+
+
+def test_one_feature_has_one_component():
+    x = np.random.default_rng(0).normal(3.0, 2.0, (500, 1))
+    basis = pipeline.principal_components(x, 4)
+    assert ((x - basis["mean"]) @ basis["whiten"]).std() == pytest.approx(1.0, abs=0.01)
+
+
+def test_components_of_each_channel_use_its_own_basis():
     rng = np.random.default_rng(0)
-    latent, mix = rng.normal(size=(4000, 2)), rng.normal(size=(2, 6))
-    train, validation = latent[:3000] @ mix + 4.0, latent[3000:] @ mix + 4.0
-    truth = validation + 0.5 * rng.normal(size=validation.shape)
-    mean, whiten, back = pipeline.whitening(train, validation, truth, 3)
-    parts = (train - mean) @ whiten
-    np.testing.assert_allclose(parts.std(0), [1.0, 1.0, 0.0], atol=1e-2)  # two directions exist, the third is closed
-    np.testing.assert_allclose(mean + parts @ back, train, atol=1e-3)
-
-
-def test_whitening_leaves_out_features_whose_predictions_are_chance_fits():
-    """Three loud features that text does not know, one quiet one that it does: the direction is the quiet one's."""
-    rng = np.random.default_rng(2)
-    known = rng.normal(size=3000)
-    predicted = np.stack([known, *rng.normal(size=(3, 3000)) * 5.0], axis=1)
-    truth = np.stack([known[2000:] + rng.normal(size=1000), *rng.normal(size=(3, 1000))], axis=1)
-    _, whiten, _ = pipeline.whitening(predicted[:2000], predicted[2000:], truth, 1)
-    direction = np.abs(whiten[:, 0]) / np.linalg.norm(whiten[:, 0])
-    np.testing.assert_allclose(direction, [1.0, 0.0, 0.0, 0.0], atol=1e-6)
-
-
-def test_whitening_closes_directions_that_the_pictures_do_not_confirm():
-    rng = np.random.default_rng(1)
-    train, validation = rng.normal(size=(2000, 4)), rng.normal(size=(500, 4))
-    _, whiten, back = pipeline.whitening(train, validation, rng.normal(size=(500, 4)), 4)
-    assert not whiten.any()
-    assert not back.any()
+    flat = {"anatomy": rng.normal(size=(200, 12)) + 1.0, "modality": rng.normal(size=(200, 5)) * 3.0}
+    basis = {
+        f"{channel}_{name}": value
+        for channel, x in flat.items()
+        for name, value in pipeline.principal_components(x, 4).items()
+    }
+    factors = Factors(jnp.asarray(flat["anatomy"].reshape(200, 2, 2, 3)), jnp.asarray(flat["modality"]))
+    parts = pipeline.to_components(factors, basis)
+    for channel, x in flat.items():
+        np.testing.assert_allclose(np.std(parts[channel], axis=0), 1.0, atol=0.02)
+        wanted = (x - basis[f"{channel}_mean"]) @ basis[f"{channel}_whiten"]
+        np.testing.assert_allclose(parts[channel], wanted, atol=1e-4)

@@ -45,7 +45,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "data": FOUNDATION | {"context", "store"},
     "features": FOUNDATION | NETWORKS | {"checkpoint", "data", "text", "build", "pipeline", "context"},
     "conditions": FOUNDATION | NETWORKS | {"data", "text", "weights", "build", "pipeline"},
-    "stages": FOUNDATION | NETWORKS | METHOD | {"data", "weights"},
+    "stages": FOUNDATION | NETWORKS | METHOD | {"checkpoint", "data", "weights"},
     **dict.fromkeys(
         OUTER, FOUNDATION | NETWORKS | METHOD | GENERIC | OUTER | {"data", "store", "stages", "text", "weights"}
     ),

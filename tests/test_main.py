@@ -42,6 +42,13 @@ def command(*arguments):
         (["--config=configs/phantom.py", "--mode=sample"], "--prompt"),
         (["--config=configs/phantom.py", "--workers=3"], "workers"),
         (["--config=configs/phantom.py", "--prompt=a lesion"], "--prompt means nothing in --mode=run: give it to"),
+        (["--config=configs/phantom.py", "--mask=a.png"], "--mask means nothing in --mode=run: give it to --mode=sam"),
+        (["--config=configs/phantom.py", "--mode=report", "--anatomy=x"], "--anatomy means nothing in --mode=report"),
+        (["--config=configs/phantom.py", "--mode=export", "--n=3"], "--n means nothing in --mode=export: give it to"),
+        (["--config=configs/phantom.py", "--mode=evaluate", "--seed=3"], "--seed means nothing in --mode=evaluate"),
+        (["--config=configs/phantom.py", "--mode=sample", "--n=2"], 'needs --prompt="TEXT", or any of --anatomy, --mo'),
+        (["--config=configs/phantom.py", "--mode=sample", "--prompt=x", "--n=-2"], "n"),
+        (["--config=configs/phantom.py", "--mode=sample", "--prompt=x", "--seed=-2"], "seed"),
         (
             ["--config=configs/phantom.py", "--compare=a"],
             "--compare means nothing in --mode=run: give it to --mode=rep",
@@ -66,7 +73,7 @@ def test_help_lists_modes_flags_and_every_key(arguments):
     assert {line.split()[0] for line in lines[lines.index("modes:") + 1 :][: len(main.MODES)]} == set(main.MODES)
     assert all(
         any(line.startswith(f"  --{flag} ") for line in lines)
-        for flag in ("config", "workdir", "mode", "prompt", "compare")
+        for flag in ("config", "workdir", "mode", "prompt", "anatomy", "modality", "mask", "n", "seed", "compare")
     )
     for name, value in Config().flat().items():
         place = [line.startswith(f"  {name} = {value!r}") for line in lines].index(True)
@@ -142,7 +149,7 @@ def test_an_unwritable_workdir_is_refused(tmp_path):
 
 def test_modes_ask_for_what_comes_before(tmp_path):
     run = runs.open_run(phantom.get_config("smoke"), str(tmp_path / "run"))
-    given = {"prompt": "a small round lesion"}
+    given = {"prompt": "a small round lesion", "n": 1, "seed": None}
     for mode, match in (("sample", "not trained"), ("evaluate", "not trained"), ("report", "mode=evaluate")):
         with pytest.raises(ConfigError, match=match):
             runs.MODES[mode](run, **(given if mode == "sample" else {}))

@@ -54,12 +54,14 @@ def test_levels_are_balanced_and_independent():
         assert chi_square < cells + 6 * np.sqrt(2 * cells), (first, second)
 
 
-def test_held_out_pairs_join_the_channels_and_take_a_small_share():
-    for (anatomy, anatomy_level), (modality, modality_level) in phantom.HELD_OUT:
-        assert anatomy in phantom.ANATOMY and anatomy_level in phantom.FACTORS[anatomy]
-        assert modality in phantom.MODALITY and modality_level in phantom.FACTORS[modality]
+def test_held_out_pairs_join_and_stay_within_the_channels_and_take_a_fifth():
+    for pair in phantom.HELD_OUT:
+        (first, _), (second, _) = pair
+        assert first != second and all(level in phantom.FACTORS[factor] for factor, level in pair)
+    kinds = {tuple(phantom.CHANNEL[factor] for factor, _ in pair) for pair in phantom.HELD_OUT}
+    assert kinds == {("anatomy", "modality"), ("anatomy", "anatomy")}
     share = np.mean([phantom.is_held_out(draw) for draw in _draws(6000)])
-    assert 0.08 < share < 0.13
+    assert share == pytest.approx(0.207, abs=0.02)  # as the source says
     rng = np.random.default_rng(1)
     assert all(phantom.is_held_out(phantom.sample_factors(rng, held_out=True)) for _ in range(20))
 
@@ -71,7 +73,7 @@ def test_training_and_validation_hold_no_held_out_combination_and_test_holds_bot
         for name, levels in phantom.FACTORS.items():
             assert {item.factors[name] for item in items} == set(levels)
     kinds = [phantom.is_held_out(item.factors) for item in phantom.items("test", 200, seed=0)]
-    assert 5 < sum(kinds) < 50
+    assert 25 < sum(kinds) < 60
 
 
 def test_an_item_depends_on_seed_split_and_index_alone():
@@ -186,6 +188,48 @@ def test_no_colour_drives_lines_out_of_range(brightness, contrast):
     for colour in phantom.FACTORS["colour"]:
         images = [phantom.render(PLAIN | style | {"colour": colour}, rng)[0] for _ in range(8)]
         assert np.min(images) > 0 and np.max(images) < 255
+
+
+KNOWN = {name: {lv: ws[:-1] for lv, ws in levels.items()} for name, levels in phantom_text.WORDINGS.items()}
+NEW = {name: {lv: ws[-1] for lv, ws in levels.items()} for name, levels in phantom_text.WORDINGS.items()}
+
+
+def test_no_caption_of_any_split_holds_a_kept_out_wording_or_sentence():
+    """Known captions are made of known words; the kept-out ones are for the metric alone."""
+    kept_out = [word for levels in NEW.values() for word in levels.values()]
+    frames = [re.split(r"\{.\}", pattern) for pattern in phantom_text.NEW_PATTERNS]
+    for split in SPLITS:
+        for item in phantom.items(split, 150, seed=0):
+            assert not any(_mentions(item.caption, word) for word in kept_out), item.caption
+            # "A frame with {m}." alone is known, of captions without anatomy.
+            said = [frame for frame in frames if all(part in item.caption for part in frame if len(part) > 2)]
+            assert not said, item.caption
+
+
+def test_new_patterns_change_the_sentence_and_new_wordings_the_words():
+    assert set(phantom.SOURCE.reader({}).styles) == {"new_patterns", "new_wordings"}
+    rng, every = np.random.default_rng(0), tuple(phantom.FACTORS)
+    for draw in _draws(40):
+        known, patterns, wordings = (phantom.describe(draw, rng, every, style) for style in phantom.STYLES)
+        for name, level in draw.items():
+            assert any(_mentions(patterns, word) for word in KNOWN[name][level])
+            assert _mentions(wordings, NEW[name][level])
+            rest = re.sub(re.escape(NEW[name][level]), "", wordings, flags=re.IGNORECASE)  # may hold a known one
+            assert not any(_mentions(rest, word) for word in KNOWN[name][level])
+        fits = lambda text, frames: any(_fits(text, frame) for frame in frames)
+        assert fits(patterns, phantom_text.NEW_PATTERNS) and not fits(patterns, phantom_text.PATTERNS)
+        assert fits(wordings, phantom_text.PATTERNS) and not fits(wordings, phantom_text.NEW_PATTERNS)
+        assert fits(known, phantom_text.PATTERNS)
+
+
+def _fits(text: str, pattern: str) -> bool:
+    wanted = re.escape(pattern).replace(r"\{a\}", ".*").replace(r"\{m\}", ".*")
+    return re.fullmatch(wanted, text, re.IGNORECASE) is not None
+
+
+def test_a_style_that_is_none_is_a_fault():
+    with pytest.raises(KeyError, match="rhyme"):
+        phantom.describe(PLAIN, np.random.default_rng(0), None, "rhyme")
 
 
 def test_patterns_name_both_channels_in_either_order():

@@ -272,5 +272,5 @@ def test_mirroring_is_refused_where_captions_tell_the_sides_apart(folder, tmp_pa
 
 def test_pictures_are_drawn_through_the_autoencoder(trained):
     sampler = Sampler(trained.context)
-    pictures = sampler(sampler.inputs([Request(prompt="a small lesion")] * 2), [0, 1])
+    pictures = sampler(sampler.inputs([Request(prompt="a small lesion")] * 2, [0, 1]), [0, 1])
     assert pictures.shape == (2, 32, 32, 3) and pictures.dtype == np.uint8

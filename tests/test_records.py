@@ -66,14 +66,59 @@ def test_skipped_rows_keep_their_numbers(tmp_path):
     assert [kept[i]["text"] for i in range(4)] == ["row 1", "row 2", "row 3", "row 5"]
 
 
-def test_permuted_fields_come_from_rows_that_are_left(tmp_path):
+class Counted:
+    """Rows of two fields, and how often each was read."""
+
+    def __init__(self, count: int):
+        self.rows = [{"n": np.full(4, i, np.int32), "kept": i} for i in range(count)]
+        self.read: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, row: int) -> dict:
+        self.read.append(row)
+        return self.rows[row]
+
+
+def test_permuted_fields_come_from_rows_that_are_left():
     """A row that is left out must not come back as another one's field."""
-    records.write(tmp_path / "a.array_record", ({"n": i, "kept": i} if i not in (2, 5) else {} for i in range(12)))
-    mixed = records.PermutedFields(records.Records([tmp_path / "a.array_record"]), {2, 5}, ["n"], seed=1)
+    left = records.SkippedRows(Counted(12), {2, 5})
+    mixed = records.PermutedFields(left, ["n"], seed=1)
     found = [mixed[i] for i in range(len(mixed))]
-    assert [row["kept"] for row in found] == mixed.numbers
-    assert sorted(row["n"] for row in found) == mixed.numbers != [row["n"] for row in found]
-    assert mixed.numbers == [i for i in range(12) if i not in (2, 5)]
+    assert [row["kept"] for row in found] == left.numbers
+    told = [int(row["n"][0]) for row in found]
+    assert sorted(told) == left.numbers != told
+    again = records.PermutedFields(left, ["n"], seed=1)
+    assert [int(again[i]["n"][0]) for i in range(10)] == told
+    other = records.PermutedFields(left, ["n"], seed=2)
+    assert [int(other[i]["n"][0]) for i in range(10)] != told
+
+
+def test_fields_that_are_permuted_together_stay_together():
+    rows = [{"a": i, "b": -i, "c": i} for i in range(9)]
+    mixed = records.PermutedFields(rows, ["a", "b"], seed=0)
+    found = [mixed[i] for i in range(9)]
+    assert all(row["a"] == -row["b"] for row in found) and [row["c"] for row in found] == list(range(9))
+
+
+def test_rows_in_memory_are_read_once():
+    source = Counted(5)
+    kept = records.InMemory(source)
+    for _ in range(3):
+        assert [kept[i]["kept"] for i in range(len(kept))] == list(range(5))
+    assert sorted(source.read[1:]) == list(range(5))  # the first read tells the size of a row
+
+
+def test_rows_that_do_not_fit_into_memory_are_read_each_time():
+    """Five rows of four numbers of 32 bits: 80 bytes."""
+    for limit, reads in ((80, 5), (79, 15)):
+        source = Counted(5)
+        kept = records.InMemory(source, limit)
+        for _ in range(3):
+            assert [kept[i]["kept"] for i in range(5)] == list(range(5))
+        assert len(source.read[1:]) == reads
+    assert len(records.InMemory([])) == 0
 
 
 def test_an_interrupted_write_leaves_no_file(tmp_path):

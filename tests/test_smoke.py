@@ -10,6 +10,9 @@ from configs import phantom
 from vgjax import build, checkpoint, parallel, pipeline, stages, train
 from vgjax import run as runs
 from vgjax.config import Mesh
+from vgjax.evaluation import summary
+from vgjax.features.text import encoder_of
+from vgjax.models.text_encoder import VocabularyEncoder
 from vgjax.sample import Sampler
 from vgjax.stages import denoiser
 from vgjax.types import Request
@@ -51,6 +54,36 @@ def test_report_and_metrics_are_written(finished):
     assert "://" not in page.replace("http://www.w3.org/2000/svg", "")
 
 
+ALL_METRICS = ("control", "gain", "swap", "leakage", "wording", "composition", "mask", "prior")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("variants", "changes", "left_out"),
+    [
+        ("smoke", {}, ()),
+        ("regression+smoke", {}, ("mask",)),
+        ("regression+smoke", {"denoiser.learn_from": "text"}, ("mask",)),
+        ("reference+smoke", {}, ("mask",)),
+        ("class_label+smoke", {}, ("swap", "leakage", "composition", "mask", "prior", "wording")),
+        ("pixart_text+smoke", {}, ("swap", "leakage", "composition", "mask", "prior", "wording")),
+    ],
+)
+def test_every_variant_runs_to_its_report(tmp_path, variants, changes, left_out):
+    """With every metric that it allows; makers that read a key which they did not declare would stop it."""
+    c = phantom.get_config(variants)
+    c.data.update(dict(train_items=32, validation_items=16, test_items=16))
+    c.evaluate.update(dict(metrics=ALL_METRICS, prompts=8, draws=1))
+    c.update_from_flattened_dict(changes)
+    run = runs.open_run(c, str(tmp_path / "run"))
+    runs.run_all(run)
+    values = json.loads((run.workdir / "metrics.json").read_text())
+    first = {"control": "control/accuracy_mean", "gain": "control_gain/size", "wording": "plain/accuracy"}
+    first |= {"swap": "swap/anatomy", "leakage": "leakage/anatomy", "composition": "composition/gap"}
+    first |= {"mask": "mask/iou", "prior": "prior/dice"}
+    assert {name for name in ALL_METRICS if first[name] not in values} == set(left_out)
+
+
 def test_the_same_command_again_makes_nothing(finished):
     kept = lambda: {p: p.stat().st_mtime_ns for p in finished.store.root.rglob("*") if p.is_file()}
     before = kept()
@@ -58,15 +91,58 @@ def test_the_same_command_again_makes_nothing(finished):
     assert kept() == before
 
 
+def test_the_report_tells_words_that_training_never_saw(finished, monkeypatch):
+    told = lambda: [note for note in summary.notes(finished, {}) if note.startswith("Words of test captions")]
+    monkeypatch.setattr(summary, "encoder_of", lambda context: VocabularyEncoder.fit(["a lesion in the"], 8))
+    (note,) = told()
+    unknown = note.removesuffix(".").split(": ")[1].split(", ")
+    assert len(set(unknown)) == len(unknown) > 20 and {"a", "the", "lesion"}.isdisjoint(unknown)
+    every = [case.caption for case in summary.load_cases(finished.context)]
+    monkeypatch.setattr(summary, "encoder_of", lambda context: VocabularyEncoder.fit(every, 1024))
+    assert told() == []
+
+
 def test_sampling_is_reproducible(finished):
-    paths = [runs.sample.sample_prompt(finished, "a small round lesion in the upper left") for _ in range(2)]
-    assert [p.suffix for p in paths[0]] == [".png", ".png", ".json"]
-    first = [p.read_bytes() for p in paths[0]]
-    runs.draw(finished, "a small round lesion in the upper left")
-    assert [p.read_bytes() for p in paths[0]] == first
-    settings = json.loads(paths[0][-1].read_text())
-    assert settings["seeds"] == [0, 1]
+    asked = {"prompt": "a small round lesion in the upper left", "modality": "with a red cast"}
+    paths = runs.sample.sample_request(finished, asked)
+    assert [p.suffix for p in paths] == [".png", ".png", ".json"]
+    first = [p.read_bytes() for p in paths]
+    runs.draw(finished, n=0, seed=None, **asked)
+    assert [p.read_bytes() for p in paths] == first
+    settings = json.loads(paths[-1].read_text())
+    assert settings["seeds"] == [0, 1] and settings["unknown_words"] == []
     assert first[0] != first[1]
+    # A seed's picture is the same whichever others are drawn with it.
+    alone = runs.sample.sample_request(finished, asked, 1, 1)
+    assert alone[0] == paths[1] and alone[0].read_bytes() == first[1]
+    assert json.loads(alone[-1].read_text())["seeds"] == [1]
+
+
+def test_a_picture_and_a_mask_draw_without_words(finished):
+    rows = finished.context.rows(["pictures"], "test")
+    shown = Request(anatomy_image=rows[0]["image"], modality_image=rows[1]["image"])
+    asked = [shown, Request(), Request(mask=rows[0]["mask"]), Request(anatomy="a large lesion", mask=rows[0]["mask"])]
+    sampler, seeds = Sampler(finished.context), [3, 1, 1, 1]
+    inputs = sampler.inputs(asked, seeds)
+    pictures = sampler(inputs, seeds)
+    assert pictures.shape == (4, 32, 32, 3) and (pictures[0] != pictures[1]).any()
+    anatomy = np.asarray(inputs["anatomy"])
+    # So short a training barely opens the flow; test_conditions holds it to more.
+    assert all(np.abs(anatomy[i] - anatomy[j]).max() > 1e-6 for i in range(4) for j in range(i))
+    again = sampler.inputs(asked[:1], [4])  # nothing is left open, so the seed is of the picture's noise alone
+    for name, x in again.items():
+        np.testing.assert_allclose(x[0], inputs[name][0], atol=1e-5)
+
+
+def test_the_picture_of_a_seed_does_not_depend_on_its_batch(finished):
+    sampler = Sampler(finished.context)
+    texts = ("a large lobed lesion", "", "a small lesion with a blue cast")
+    asked, seeds = [Request(prompt=text) for text in texts], [11, 12, 1 << 50]
+    together = sampler(sampler.inputs(asked, seeds), seeds)
+    for i in range(3):
+        alone = sampler(sampler.inputs(asked[i : i + 1], seeds[i : i + 1]), seeds[i : i + 1])[0]
+        assert np.abs(alone.astype(int) - together[i]).max() <= 1
+    assert np.abs(together[0].astype(int) - together[1]).max() > 1
 
 
 class Killed(Exception):
@@ -137,9 +213,7 @@ def test_every_part_of_stage_three_gets_gradient(finished):
     rows = [stage.example(source[i]) for i in range(8)]
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     params = finished.context.variables("denoiser")["params"]
-    # So few validation pictures confirm no direction of the anatomy; open them all.
-    basis = jax.tree.map(lambda a: np.random.default_rng(0).normal(size=a.shape).astype(a.dtype), stage.frozen["basis"])
-    frozen = {**stage.frozen, "basis": basis}
+    frozen = stage.frozen
     grads = jax.jit(jax.grad(lambda p: stage.loss(p, {}, frozen, batch, jax.random.key(0))[0]["denoise"].mean()))(
         params
     )
@@ -154,6 +228,7 @@ def test_every_part_of_stage_three_gets_gradient(finished):
 def test_contracts(finished):
     """Shapes and scale at every contract of pipeline.py, on the trained run."""
     import chex
+    import jax
     import jax.numpy as jnp
 
     config = finished.config
@@ -165,11 +240,17 @@ def test_contracts(finished):
     chex.assert_shape(factors.anatomy_BggK, (3, grid, grid, k))
     chex.assert_shape(factors.modality_BZ, (3, z))
     chex.assert_shape(factors.pooled(), (3, k))
-    disentangler = build.Model(build.disentangler(config), finished.context.variables("disentangler"))
-    predicted = pipeline.text_factors(disentangler, jnp.ones((3, config.text_encoder.width)), grid)
+    regression = build.disentangler(config)
+    text = jnp.ones((3, config.text_encoder.width))
+    variables = jax.eval_shape(lambda: regression.init(jax.random.key(0), text, train=False))
+    predicted = jax.eval_shape(lambda v: pipeline.text_factors(build.Model(regression, v), text, grid), variables)
     chex.assert_trees_all_equal_shapes(predicted, factors)
     trained = denoiser.Trained(finished.context)
-    inputs = trained.condition.from_requests(trained.variables["frozen"], [Request(prompt="a lesion")] * 3)
+    inputs = trained.condition.from_requests(
+        trained.variables["frozen"], [Request(prompt="a lesion")] * 3, [0, 1, 2], encoder_of(finished.context)
+    )
+    chex.assert_trees_all_equal_shapes(inputs, pipeline.to_components(factors, trained.variables["frozen"]["basis"]))
+    assert {name: x.shape[1] for name, x in inputs.items()} == build.factor_sizes(config)
     keep = dict.fromkeys(trained.condition.channels, jnp.ones(3, bool))
     tokens = trained.to_tokens(trained.variables, inputs, keep)
     chex.assert_shape(tokens.tokens_BND, (3, 2, config.denoiser.token_width))
@@ -179,7 +260,7 @@ def test_contracts(finished):
 
 def test_another_guidance_weight_recompiles_nothing(finished):
     drawer = Sampler(finished.context)
-    inputs = drawer.inputs([Request(prompt="a large lobed lesion")] * 2)
+    inputs = drawer.inputs([Request(prompt="a large lobed lesion")] * 2, [0, 1])
     plain = drawer(inputs, [0, 1])
     strong = drawer(inputs, [0, 1], {"anatomy": 6.0, "modality": 6.0})
     assert (plain != strong).any() and drawer.compilations == 1

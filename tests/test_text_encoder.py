@@ -12,8 +12,8 @@ from safetensors.numpy import save_file
 from scipy.special import erf
 from tokenizers import BertWordPieceTokenizer
 
+from vgjax.conditions.text_tokens import padded
 from vgjax.config import ConfigError, TextEncoder
-from vgjax.features.text import padded
 from vgjax.models import text_encoder
 from vgjax.text import load_text_encoder
 
@@ -172,6 +172,10 @@ def test_hashing_knows_word_order_and_single_characters():
 def test_hashing_entries_have_mean_square_one():
     vectors = encoder("hashing", 1024, "", 128)([*TEXTS, ""])
     np.testing.assert_allclose((vectors**2).mean(axis=1), [1, 1, 1, 0], rtol=1e-5)
+
+
+def test_hashing_hears_every_word():
+    assert encoder("hashing", 64, "", 128).unknown(["a zebra", "xyzzy"]) == []
 
 
 @pytest.mark.parametrize("kind", ["bert", "distilbert"])

@@ -9,42 +9,36 @@ from vgjax.data.prepare.pictures import PICTURES
 from vgjax.evaluation import evaluate as evaluation
 from vgjax.features.factors import FACTORS
 from vgjax.features.latents import LATENTS
-from vgjax.features.text import TEXT, TOKENS
+from vgjax.features.text import TEXT, TOKENS, VOCABULARY, WORDINGS
 from vgjax.stages.base import StageSpec
 from vgjax.train import train
 
-COLUMNS = {column.name: column for column in (PICTURES, TEXT, TOKENS, FACTORS, LATENTS)}
+COLUMNS = {made.name: made for made in (PICTURES, VOCABULARY, TEXT, WORDINGS, TOKENS, FACTORS, LATENTS)}
 
 
 def producers(config: Config) -> dict[str, Producer]:
     """By name, in the order in which they can be made."""
+    trained = {stage.name: _stage(stage) for stage in stages.plan(config)}
+    known = {**COLUMNS, **trained, "condition": _condition(conditions.of(config)), **evaluation.producers(config)}
     ordered: dict[str, Producer] = {}
-    condition = conditions.of(config)
-    for stage in stages.plan(config):
-        conditioned = stage.name == "denoiser"
-        for name in (*stage.columns, *(condition.fit_columns if conditioned else ())):
-            _add_column(ordered, name)
-        if conditioned:
-            ordered["condition"] = _condition(condition)
-        ordered[stage.name] = _stage(stage, ("condition",) if conditioned else ())
-    return ordered | evaluation.producers(config)
+
+    def add(name: str) -> None:
+        for need in known[name].needs:
+            add(need)
+        ordered.setdefault(name, known[name])
+
+    for name in (*trained, "evaluation"):
+        add(name)
+    return ordered
 
 
-def _add_column(ordered: dict[str, Producer], name: str) -> None:
-    producer = COLUMNS[name]
-    for need in producer.needs:
-        if need in COLUMNS:
-            _add_column(ordered, need)
-    ordered.setdefault(name, producer)
-
-
-def _stage(stage: StageSpec, extra: tuple[str, ...]) -> Producer:
+def _stage(stage: StageSpec) -> Producer:
     logging_key = f"{stage.name}.train.log_every_steps"
     return Producer(
         stage.name,
         lambda context, folder: train(context, stage.make(context), folder),
         keys=(*stage.keys, f"-{logging_key}"),
-        needs=tuple(dict.fromkeys((*stage.columns, *stage.needs, *extra))),
+        needs=tuple(dict.fromkeys((*stage.artefacts, *stage.needs))),
         free=(logging_key,),
         files=stage.files,
         trained=True,
@@ -55,7 +49,6 @@ def _stage(stage: StageSpec, extra: tuple[str, ...]) -> Producer:
 
 def _condition(condition: conditions.Condition) -> Producer:
     def make(context: Context, folder: pathlib.Path) -> None:
-        frozen = {stage: context.variables(stage) for stage in condition.needs}
-        checkpoint.save_export(folder / VARIABLES, conditions.of(context.config).fit(frozen, context.rows))
+        checkpoint.save_export(folder / VARIABLES, condition.fit(context.rows))
 
-    return Producer("condition", make, condition.keys, tuple(dict.fromkeys((*condition.fit_columns, *condition.needs))))
+    return Producer("condition", make, keys=condition.fit_keys, needs=condition.fit_columns)

@@ -1,6 +1,7 @@
 """Config -> networks, autoencoder and diffusion process: the one place where modules get their sizes."""
 
 import functools
+import math
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,6 +15,7 @@ from vgjax.models.appearance import STATISTICS
 from vgjax.models.autoencoder import Autoencoder, PixelAutoencoder, TrainedAutoencoder
 from vgjax.models.disentangler import TextDisentangler
 from vgjax.models.dit import DiT
+from vgjax.models.factor_flow import FactorFlow
 from vgjax.models.lora import Adapter
 from vgjax.models.prior import VisualPrior
 from vgjax.models.sdnet import SDNet
@@ -76,6 +78,23 @@ def disentangler(config: Config) -> TextDisentangler:
     )
 
 
+def factor_sizes(config: Config) -> dict[str, int]:
+    """M of each channel: how many whitened components stand for its factors."""
+    features = {"anatomy": math.prod(anatomy_shape(config)), "modality": config.prior.modality_factors}
+    return {name: min(config.denoiser.components, count) for name, count in features.items()}
+
+
+def factor_flows(config: Config) -> dict[str, FactorFlow]:
+    """Stage 2's networks, one a channel."""
+    c = config.disentangler
+    return {name: FactorFlow(size, c.flow_width[name], c.flow_depth) for name, size in factor_sizes(config).items()}
+
+
+def mask_cells(config: Config) -> int:
+    """Cells a side at which the anatomy's flow sees a mask: twice as fine as the anatomy's own grid."""
+    return 2 * config.prior.grid
+
+
 def dit(config: Config) -> DiT:
     """The denoising network of stage 3."""
     c, coder = config.denoiser, config.autoencoder
@@ -100,7 +119,7 @@ def adapter(config: Config) -> Adapter | None:
 def process(config: Config) -> Process:
     """The diffusion process that training and samplers share."""
     c = config.diffusion
-    return Process(c.objective, c.timesteps, c.beta_start, c.beta_end)
+    return Process(c.objective, c.timesteps, c.beta_start, c.beta_end, c.times)
 
 
 def latent_shape(config: Config) -> tuple[int, int, int]:

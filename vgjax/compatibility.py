@@ -76,6 +76,12 @@ def _stages_from_files(c: Flat) -> Iterator[Broken]:
         yield "denoiser.hffm_weights", conflict
     if adapter and not transformer:
         yield "denoiser.lora.weights", " without denoiser.weights: name the transformer that it adapts"
+    if c["disentangler.weights"] and c["disentangler.method"] != "regression":
+        yield (
+            "disentangler.weights",
+            f" with disentangler.method '{c['disentangler.method']}': only a regression can be taken from a file, so"
+            " set it to 'regression'",
+        )
     if c["prior.weights"] and c["prior.variant"] != "reference":
         yield (
             "prior.weights",
@@ -91,7 +97,14 @@ def _stages_from_files(c: Flat) -> Iterator[Broken]:
 
 
 def _choices(c: Flat) -> Iterator[Broken]:
-    objective = c["diffusion.objective"]
+    condition, learns_from, objective = c["denoiser.condition"], c["denoiser.learn_from"], c["diffusion.objective"]
+    from_text = condition == "published" or (condition == "factors" and learns_from == "text")
+    if from_text and c["disentangler.method"] != "regression":
+        conflict = f" with denoiser.condition '{condition}' and denoiser.learn_from '{learns_from}': factors of texts"
+        yield "disentangler.method", f"{conflict} come from a regression, so set it to 'regression'"
+    if c["denoiser.flip"] and condition == "factors" and not from_text:
+        conflict = " with denoiser.learn_from 'pictures': factors are those of the picture as it is, so set it to False"
+        yield "denoiser.flip", conflict
     if (objective == "flow") != (c["sample.solver"] == "euler"):
         conflict = f" with diffusion.objective '{objective}': use euler for flow and dpmpp_2m for epsilon or v"
         yield "sample.solver", conflict

@@ -38,13 +38,14 @@ class Data(Group):
     )
     captions_file: str = key("", "JSON lines of id and caption, as the dataset's text (vgjax.data.caption.captioner)")
     label_in_caption: bool = key(False, "say the class in the caption")
+    wordings: PositiveInt = key(8, "further captions of a training picture, said anew, for stage 2")
     splits: str = key("", "folder of train.txt, validation.txt, test.txt, an id a line; empty: the dataset's or hashed")
     max_bad_fraction: Fraction = key(0.05, "share of the pictures; more that cannot be decoded stop the preparation")
     max_pixels: PositiveInt = key(64_000_000, "pixels of a picture; larger ones are refused")
     workers: NonNegativeInt = key(0, "processes that decode; 0: one a core")
     train_items: NonNegativeInt = key(8000, "phantom only: training pictures to render")
     validation_items: NonNegativeInt = key(500, "phantom only: validation pictures to render")
-    test_items: NonNegativeInt = key(600, "phantom only: test pictures to render")
+    test_items: NonNegativeInt = key(2000, "phantom only: test pictures to render")
     validation_fraction: Fraction = key(0.05, "share of the pictures, in datasets without an official split")
     test_fraction: Fraction = key(0.20, "share of the pictures, in datasets without an official split")
     intensity: Literal["dataset", "per_image"] = key(
@@ -65,8 +66,14 @@ class Mesh(Group):
 class TextEncoder(Group):
     """Captions to embeddings; frozen."""
 
-    kind: Literal["hashing", "bert"] = key("hashing", "hashing (no weights) or bert (BERT or DistilBERT layout)")
-    width: PositiveInt = key(1024, "D, length of an embedding; bert: must equal the model's hidden size")
+    kind: Literal["vocabulary", "hashing", "bert"] = key(
+        "vocabulary",
+        "vocabulary (words of the training captions), hashing (all words), bert (BERT or DistilBERT layout)",
+    )
+    width: PositiveInt = key(
+        1024,
+        "D, length of an embedding; vocabulary: most words and pairs; bert: must equal the model's hidden size",
+    )
     path: str = key("", "bert: folder or hub id")
     max_length: PositiveInt = key(128, "longest text in tokens; the rest is cut off")
 
@@ -124,9 +131,19 @@ class Prior(Group):
 class Disentangler(Group):
     """Stage 2: the text disentangler, text embeddings to factors."""
 
-    hidden: PositiveInt = key(384, "width of the hidden layers")
-    dropout: Fraction = key(0.1, "rate of dropout in the hidden layers")
-    word_dropout: Fraction = key(0.1, "rate of dropout of the text embedding's entries (hashing: words and word pairs)")
+    method: Literal["flow", "regression"] = key(
+        "flow", "flow: a distribution over each channel's whitened factors; regression: their mean, as published"
+    )
+    flow_width: dict[str, PositiveInt] = key({"anatomy": 384, "modality": 256}, "flow: by channel, width of the blocks")
+    flow_depth: PositiveInt = key(3, "flow: residual blocks")
+    text_dropout: Fraction = key(0.1, "flow: rate at which a trained null takes the place of the text in training")
+    mask_dropout: Fraction = key(0.7, "flow: the same for the lesion mask that the anatomy may be given")
+    hidden: PositiveInt = key(384, "regression: width of the hidden layers")
+    dropout: Fraction = key(0.1, "regression: rate of dropout in the hidden layers")
+    word_dropout: Fraction = key(
+        0.0,
+        "rate of dropout of the text embedding's entries, which are words and word pairs but with bert",
+    )
     alignment: Literal["scaled", "cosine"] = key(
         "scaled", "scaled: squared error on standardised factors; cosine: direction only, as published"
     )
@@ -135,7 +152,7 @@ class Disentangler(Group):
     shuffle_modality_targets: bool = key(False, "control experiment: modality permuted between the training pictures")
     weights: str = key("", "a trained text disentangler's file, taken as it is instead of training")
     train: Training = Training(
-        steps=240, batch_size=256, optimizer="muon", learning_rate=4e-3, checkpoint_every_steps=80, keep="best"
+        steps=4000, batch_size=128, warmup_steps=100, ema_decay=0.998, checkpoint_every_steps=1000, log_every_steps=100
     )
 
 
@@ -158,13 +175,21 @@ class Lora(Group):
 class Denoiser(Group):
     """Stage 3: HFFM and diffusion transformer, factors to pictures."""
 
-    condition: Literal["factors", "published", "class_label"] = key(
-        "factors", "what the transformer is told: factors of the text, the published pair of tokens, or the class alone"
+    condition: Literal["factors", "published", "class_label", "text_tokens"] = key(
+        "factors",
+        "what the transformer is told: factors, the published pair of tokens, the class alone, or text tokens",
     )
     hffm_hidden: PositiveInt = key(128, "hidden width of the fusion module")
     hffm_weights: str = key("", "a trained HFFM's file (with lora.weights), taken as it is instead of training")
     token_width: PositiveInt = key(128, "width of the condition tokens")
-    components: NonNegativeInt = key(64, "leading text-predictable directions of each channel, scaled to unit variance")
+    learn_from: Literal["pictures", "text"] = key(
+        "pictures", "whose factors the transformer learns from: the pictures' own, or a regression's from their texts"
+    )
+    components: NonNegativeInt = key(
+        160, "most leading principal directions of each channel's factors, each brought to unit variance"
+    )
+    spatial_path: bool = key(True, "anatomy is also added to the patches where it belongs")
+    style_path: bool = key(True, "modality is also added to the timestep embedding")
     width: PositiveInt = key(128, "channels of the transformer")
     depth: PositiveInt = key(4, "blocks of the transformer")
     heads: PositiveInt = key(4, "attention heads")
@@ -178,9 +203,14 @@ class Denoiser(Group):
     weights: str = key("", "transformer to adapt: file, folder or hub id in diffusers' layout; empty: train a new one")
     lora: Lora = Lora()
     dropout: dict[str, Fraction] = key(
-        {"anatomy": 0.1, "modality": 0.1}, "by channel, the rate at which its trained null takes its place in training"
+        {"anatomy": 0.05, "modality": 0.05},
+        "by channel, the rate at which its trained null alone takes its place in training",
     )
-    condition_noise: NonNegativeFloat = key(0.1, "standard deviation added to the standardised components in training")
+    dropout_all: Fraction = key(0.1, "the rate at which the nulls of all channels do together, as guidance wants them")
+    anatomy_noise: NonNegativeFloat = key(
+        0.4, "standard deviation added to the anatomy's whitened components in training"
+    )
+    modality_noise: NonNegativeFloat = key(0.1, "the same for the modality's")
     flip: bool = key(False, "mirror pictures left-right at random; refused where captions say left or right")
     remat: bool = key(False, "recompute activations in the backward pass: less memory, about a third more time")
     train: Training = Training(
@@ -210,6 +240,7 @@ class Diffusion(Group):
     timesteps: PositiveInt = key(1000, "epsilon and v: length of the discrete schedule")
     beta_start: PositiveFloat = key(1e-4, "epsilon and v: noise variance of the first timestep")
     beta_end: PositiveFloat = key(0.02, "epsilon and v: noise variance of the last timestep")
+    times: Literal["uniform", "logit_normal"] = key("uniform", "flow: how training draws its times")
 
 
 class Sample(Group):
@@ -220,6 +251,10 @@ class Sample(Group):
     guidance: dict[str, NonNegativeFloat] = key(
         {"anatomy": 2.0, "modality": 2.0}, "by channel of the condition, its guidance scale; 1: no guidance, 0: ignored"
     )
+    text_guidance: dict[str, NonNegativeFloat] = key(
+        {"anatomy": 2.5, "modality": 2.5}, "by channel, guidance scale of the disentangler's flow; 1: no guidance"
+    )
+    text_steps: PositiveInt = key(25, "solver steps of the disentangler's flow")
     batch_size: PositiveInt = key(64, "pictures drawn together")
     count: PositiveInt = key(4, "pictures a prompt in --mode=sample")
 

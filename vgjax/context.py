@@ -15,7 +15,7 @@ from vgjax import checkpoint, parallel
 from vgjax.config import Config, ConfigError
 from vgjax.data import records
 from vgjax.data.prepare import builder
-from vgjax.data.records import PermutedFields, Records, Rows, SkippedRows, ZippedRecords
+from vgjax.data.records import Records, Rows, SkippedRows, ZippedRecords
 from vgjax.recipes import Recipe, declared, scoped
 from vgjax.store import Artefact, Store, StoreError, stamps
 
@@ -46,11 +46,6 @@ class Context:
         opened = {kind: open_rows(self.artefact(kind), split) for kind in kinds}
         joined = ZippedRecords({kind: rows for kind, (rows, _) in opened.items()})
         lost = frozenset().union(*(lost for _, lost in opened.values()))
-        if "factors" in kinds:
-            c = self.config.disentangler
-            permuted = {"anatomy": c.shuffle_anatomy_targets, "modality": c.shuffle_modality_targets}
-            if fields := [name for name, on in permuted.items() if on]:
-                return PermutedFields(joined, lost, fields, self.config.seed)
         return SkippedRows(joined, lost)
 
     def variables(self, name: str) -> dict[str, Any]:

@@ -117,7 +117,8 @@ def _example_inputs(run: Run, prompt: str) -> dict[str, np.ndarray]:
     if not prompt:
         rows = run.context.rows(["pictures"], "test")
         texts = [rows[i]["caption"] for i in range(min(EXAMPLE_PROMPTS, len(rows)))]
-    inputs = Sampler(run.context).inputs([Request(prompt=text) for text in texts])
+    requests, seed = [Request(prompt=text) for text in texts], run.config.seed
+    inputs = Sampler(run.context).inputs(requests, range(seed, seed + len(texts)))
     height, width, channels = build.latent_shape(run.config)
     noise = np.random.default_rng(run.config.seed).standard_normal((len(texts), channels, height, width))
     arrays: dict[str, np.ndarray] = {name: np.asarray(value) for name, value in inputs.items()} | {"noise": noise}

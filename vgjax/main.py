@@ -12,7 +12,7 @@ MODES = {
     "run": "prepare, train, evaluate and report, from where it was stopped (default)",
     "prepare": "source pictures to records, captions to embeddings",
     "train": "the three stages",
-    "sample": "draws pictures of one --prompt",
+    "sample": "draws pictures of a --prompt, or of --anatomy and --modality",
     "evaluate": "measures how well drawn pictures follow their captions: metrics.json",
     "report": "report.html, one self-contained page",
     "export": "writes what diffusers and PEFT read",
@@ -20,7 +20,8 @@ MODES = {
     "bench": "not built yet",
     "serve": "not built yet",
 }
-TAKES = {"sample": ["prompt"], "export": ["prompt"], "report": ["compare"]}  # flags of one mode
+ASKED = ("prompt", "anatomy", "modality", "mask")
+TAKES = {"sample": [*ASKED, "n", "seed"], "export": ["prompt"], "report": ["compare"]}  # flags of some modes
 PLANNED = ("bench", "serve")
 HELP = {"-h", "-help", "--help", "-helpfull", "--helpfull"}
 USAGE = "usage: python -m vgjax.main --config=FILE[:VARIANT+VARIANT] [--mode=MODE] [--config.KEY=VALUE ...]"
@@ -31,6 +32,11 @@ _STORE = flags.DEFINE_string("store", "", "Folder of artefacts, which runs share
 _MODE = flags.DEFINE_enum("mode", "run", list(MODES), "What to do.")
 _COMPARE = flags.DEFINE_list("compare", [], "Workdirs of further runs, to stand beside this one in --mode=report.")
 _PROMPT = flags.DEFINE_string("prompt", "", "Text to draw in --mode=sample, or in the example of --mode=export.")
+_ANATOMY = flags.DEFINE_string("anatomy", "", "What the anatomy is taken from: a text or a picture's file.")
+_MODALITY = flags.DEFINE_string("modality", "", "The same for the imaging style.")
+_MASK = flags.DEFINE_string("mask", "", "File of a lesion mask that the anatomy is to fit, beside any text.")
+_N = flags.DEFINE_integer("n", 0, "How many pictures to draw; default sample.count.", lower_bound=0)
+_SEED = flags.DEFINE_integer("seed", None, "Seed of the first picture drawn; default the config's.", lower_bound=0)
 
 
 def main(argv: list[str]) -> int:
@@ -47,12 +53,12 @@ def main(argv: list[str]) -> int:
         if _MODE.value in PLANNED:
             built = ", ".join(mode for mode in MODES if mode not in PLANNED)
             raise flags.Error(f"--mode={_MODE.value} is not built yet: choose one of {built}")
-        for name in ("prompt", "compare"):
-            if flags.FLAGS[name].value and name not in TAKES.get(_MODE.value, ()):
+        for name in dict.fromkeys(name for taken in TAKES.values() for name in taken):
+            if flags.FLAGS[name].present and name not in TAKES.get(_MODE.value, ()):
                 modes = " or ".join(f"--mode={mode}" for mode, taken in TAKES.items() if name in taken)
                 raise flags.Error(f"--{name} means nothing in --mode={_MODE.value}: give it to {modes}")
-        if _MODE.value == "sample" and not _PROMPT.value:
-            raise flags.Error('--mode=sample needs --prompt="TEXT"')
+        if _MODE.value == "sample" and not any(flags.FLAGS[name].value for name in ASKED):
+            raise flags.Error('--mode=sample needs --prompt="TEXT", or any of --anatomy, --modality and --mask')
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError, ImportError, SyntaxError) as error:
         return _refuse(error)
     from vgjax.config import ConfigError  # the heavy imports come after the flags are known to be good
@@ -69,7 +75,7 @@ def _help() -> str:
     from vgjax.keys import describe
 
     modes = [f"  {mode:<9} {words}" for mode, words in MODES.items()]
-    holders = (_CONFIG, _WORKDIR, _STORE, _MODE, _PROMPT, _COMPARE)
+    holders = (_CONFIG, _WORKDIR, _STORE, _MODE, _PROMPT, _ANATOMY, _MODALITY, _MASK, _N, _SEED, _COMPARE)
     names = [f"  --{holder.name:<8} {flags.FLAGS[holder.name].help}" for holder in holders]
     keys = "config keys with their defaults, which a config file may change (--config.denoiser.train.steps=3000):"
     return "\n".join([USAGE, "", "modes:", *modes, "", "flags:", *names, "", keys, "", *describe(Config())])

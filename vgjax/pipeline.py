@@ -4,6 +4,10 @@
                           ├─ Factors ─ HFFM ─ DiT ┤
     text ─ encoder ─ disentangler ─┘              └─ training loss
 
+In the default the transformer learns from the factors of pictures, and the disentangler draws factors as a picture with
+this text (or mask) might have them: two distributions, trained apart (Ramesh et al. 2022). As published, it learns from
+what a regression makes of the text.
+
 B batch, H W C image, g coarse grid, K anatomy factors, Z modality factors, F features of a channel, M components,
 D width, N tokens.
 """
@@ -26,12 +30,6 @@ from vgjax.models import appearance
 from vgjax.models.autoencoder import Autoencoder
 from vgjax.models.sdnet import PriorOutput
 from vgjax.types import Factors, Inputs, Keep, Tokens
-
-# A feature of the factors (a grid cell of a map, say) joins in if text predicts it on validation pictures at all; what
-# text predicts of the others is overfit and would dominate the PCA.
-FEATURE_SIGMAS = 2.0
-# A direction passes only if text predicts it on validation pictures: correlation above this many standard errors.
-GATE_SIGMAS = 3.0
 
 # ---------------------------------------------------------------- pixels
 
@@ -132,7 +130,7 @@ def image_factors(prior: Model, stats: Mapping[str, Any], image_BHWC: jax.Array)
     return factors
 
 
-# ---------------------------------------------------------------- stage 2: text -> the same factors
+# ---------------------------------------------------------------- stage 2 as published: text -> factors by regression
 
 
 def text_factors(disentangler: Model, text_BD: jax.Array, grid: int) -> Factors:
@@ -142,42 +140,76 @@ def text_factors(disentangler: Model, text_BD: jax.Array, grid: int) -> Factors:
     return Factors(anatomy_BggK=anatomy.reshape(len(text_BD), grid, grid, -1), modality_BZ=modality)
 
 
-# ---------------------------------------------------------------- between stages 2 and 3: whitening
+# ---------------------------------------------------------------- the space that conditions live in
 
 
-def whitening(
-    train_NF: np.ndarray, validation_NF: np.ndarray, truth_NF: np.ndarray, components: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Principal directions of what text predicts, at unit variance; directions that chance could explain are zeroed.
-
-    Args:
-      train_NF, validation_NF: predictions from training and from validation captions.
-      truth_NF: the validation pictures' factors.
-      components: how many directions to keep (M).
+def principal_components(factors_NF: np.ndarray, components: int) -> dict[str, np.ndarray]:
+    """Leading principal directions of one channel's factors, each brought to unit variance.
 
     Returns:
-      mean (F,), whiten (F, M), back (M, F): parts = (x - mean) @ whiten, x ~ mean + parts @ back.
+      mean (F,), whiten (F, M), back (M, F): parts = (x - mean) @ whiten, x ~ mean + parts @ back; M is the lesser of
+      `components` and F. Directions in which the factors do not vary are zero.
     """
-    mean = train_NF.mean(0)
-    predictable = _correlation(validation_NF, truth_NF) > FEATURE_SIGMAS / np.sqrt(len(truth_NF))
-    variances, directions = np.linalg.eigh(np.cov((train_NF - mean) * predictable, rowvar=False))
+    mean = factors_NF.mean(0)
+    variances, directions = np.linalg.eigh(np.cov(factors_NF - mean, rowvar=False).reshape(mean.size, mean.size))
     order = np.argsort(variances)[::-1][:components]
     variances, directions = variances[order], directions[:, order]
-    signs = np.sign(directions[np.abs(directions).argmax(0), np.arange(directions.shape[1])])
-    directions = directions * signs  # eigenvectors are defined up to sign; fix it, so that reruns agree
-    predicted, measured = (validation_NF - mean) @ directions, (truth_NF - mean) @ directions
-    is_open = (_correlation(predicted, measured) > GATE_SIGMAS / np.sqrt(len(predicted))) & (variances > 1e-8)
-    scale = np.sqrt(np.maximum(variances, 1e-12))
-    whiten, back = directions / scale * is_open, (directions * scale * is_open).T
-    pad = components - whiten.shape[1]
-    whiten, back = np.pad(whiten, ((0, 0), (0, pad))), np.pad(back, ((0, pad), (0, 0)))
-    return mean.astype(np.float32), whiten.astype(np.float32), back.astype(np.float32)
+    # Eigenvectors are defined up to sign; fix it, so that reruns agree.
+    directions = directions * np.sign(directions[np.abs(directions).argmax(0), np.arange(directions.shape[1])])
+    scale, varies = np.sqrt(np.maximum(variances, 1e-12)), variances > 1e-6
+    basis = {"mean": mean, "whiten": directions / scale * varies, "back": (directions * scale * varies).T}
+    return {name: value.astype(np.float32) for name, value in basis.items()}
 
 
-def _correlation(a_NF: np.ndarray, b_NF: np.ndarray) -> np.ndarray:
-    """Pearson correlation of each column, (F,)."""
-    a, b = a_NF - a_NF.mean(0), b_NF - b_NF.mean(0)
-    return (a * b).mean(0) / np.maximum(a.std(0) * b.std(0), 1e-12)
+def to_components(factors: Factors, basis: Mapping[str, Any]) -> Inputs:
+    """Factors in the space of `principal_components`: by channel, (B, M).
+
+    Args:
+      basis: of each channel, as anatomy_mean, anatomy_whiten and so on.
+    """
+    flat = {"anatomy": factors.anatomy_BggK.reshape(len(factors.modality_BZ), -1), "modality": factors.modality_BZ}
+    return {name: (x_BF - basis[f"{name}_mean"][None]) @ basis[f"{name}_whiten"] for name, x_BF in flat.items()}
+
+
+# ---------------------------------------------------------------- stage 2: text or mask -> the same factors
+
+FACTOR_PROCESS = Process("flow")
+
+
+def mask_coverage(mask_BHW: jax.Array, cells: int) -> jax.Array:
+    """How much of each of cells x cells squares a mask (0 or 1) covers, (B, cells * cells) in [0, 1]."""
+    x = jax.image.resize(mask_BHW.astype(jnp.float32), (len(mask_BHW), cells, cells), "linear")
+    return x.reshape(len(mask_BHW), -1)
+
+
+def factor_flow_errors(
+    flow: Model, parts_BM: jax.Array, given: Mapping[str, jax.Array], keep: Keep, key: jax.Array
+) -> jax.Array:
+    """Squared error of a factor flow's velocity at random times, (B,) (Lipman et al. 2023, eq. 23)."""
+    time_key, noise_key = jax.random.split(key)
+    t, noise = FACTOR_PROCESS.draw_time(time_key, len(parts_BM)), jax.random.normal(noise_key, parts_BM.shape)
+    x_t = FACTOR_PROCESS.add_noise(parts_BM, noise, t)
+    velocity = flow(x_t, FACTOR_PROCESS.network_time(t), given, keep)
+    return losses.mse(velocity, FACTOR_PROCESS.target(parts_BM, noise, t))
+
+
+def draw_factors(
+    flow: Model, given: Mapping[str, jax.Array], keep: Keep, noise_BM: jax.Array, weight: jax.Array, steps: int
+) -> jax.Array:
+    """Whitened factors (B, M) that follow what is given, by classifier-free guidance against nothing given.
+
+    Args:
+      weight: of guidance; 1: none.
+    """
+    twice = lambda x: jnp.concatenate([x, x])
+    kept = {name: jnp.concatenate([k, jnp.zeros_like(k)]) for name, k in keep.items()}
+
+    def velocity(x_BM: jax.Array, t_B: jax.Array) -> jax.Array:
+        t = FACTOR_PROCESS.network_time(twice(t_B))
+        told, untold = jnp.split(flow(twice(x_BM), t, jax.tree.map(twice, dict(given)), kept), 2)
+        return untold + weight * (told - untold)
+
+    return SOLVERS["euler"](FACTOR_PROCESS, velocity, noise_BM, steps)
 
 
 # ---------------------------------------------------------------- stage 3: condition -> picture

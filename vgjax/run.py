@@ -76,7 +76,7 @@ def check_weights(run: Run) -> None:
     for stage in stages.plan(run.config):
         if not run.find(stage.name):
             stage.check(run.config)
-    if "text" in run.producers and not run.find("text"):
+    if "text" in run.producers and run.config.text_encoder.kind == "bert" and not run.find("text"):
         load_text_encoder(run.config.text_encoder)
 
 
@@ -158,11 +158,11 @@ def run_all(run: Run) -> None:
     report(run)
 
 
-def draw(run: Run, prompt: str) -> None:
-    """Draws pictures of one prompt."""
+def draw(run: Run, n: int, seed: int | None, **asked: str) -> None:
+    """Draws `n` pictures of what is asked for, from `seed` on; `asked` is that of `sample.read_request`."""
     _need_trained(run)
     _begin(run, anew=False)
-    for path in sample.sample_prompt(run, prompt):
+    for path in sample.sample_request(run, asked, n, seed):
         logging.info("wrote %s", path)
 
 

@@ -2,8 +2,12 @@
 
 import functools
 import hashlib
+import json
+import logging
+import os
 import pathlib
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -12,15 +16,20 @@ from PIL import Image
 
 from vgjax import build, parallel, pipeline, seeds
 from vgjax.atomic import replacing, write_json
-from vgjax.config import Config
+from vgjax.config import Config, ConfigError
 from vgjax.context import Context, Run
+from vgjax.data.entries import SUFFIXES
+from vgjax.data.read.decode import square, to_png
+from vgjax.data.read.images import ImageError, read_image, read_mask
 from vgjax.diffusion import guidance
+from vgjax.features.text import encoder_of
+from vgjax.models.text_encoder import TextEncoder
 from vgjax.stages.denoiser import Trained
-from vgjax.types import Inputs, Request
+from vgjax.types import CHANNELS, Inputs, Request
 
 
 class Sampler:
-    """A trained run, ready to draw: `sampler(sampler.inputs(requests), seeds) -> uint8 pictures`.
+    """A trained run, ready to draw: `sampler(sampler.inputs(requests, seeds), seeds) -> uint8 pictures`.
 
     `compilations` counts the programs that have been compiled for drawing.
     """
@@ -50,9 +59,15 @@ class Sampler:
     def channels(self) -> tuple[str, ...]:
         return self._trained.condition.channels
 
-    def inputs(self, requests: Sequence[Request]) -> Inputs:
-        """What requests imply, by channel, with a leading batch axis."""
-        return self._trained.condition.from_requests(self._trained.variables["frozen"], requests)
+    @functools.cached_property
+    def encoder(self) -> TextEncoder | None:
+        """What reads the texts of requests; None where the condition reads none."""
+        return encoder_of(self._context) if self._trained.condition.reads_text else None
+
+    def inputs(self, requests: Sequence[Request], picture_seeds: Sequence[int]) -> Inputs:
+        """What requests imply, by channel, (B, ...) each; what they leave open is drawn with their seeds."""
+        frozen, encoder = self._trained.variables["frozen"], cast(TextEncoder, self.encoder)
+        return self._trained.condition.from_requests(frozen, requests, picture_seeds, encoder)
 
     def __call__(
         self, inputs: Inputs, picture_seeds: Sequence[int], weights: Mapping[str, float] | None = None
@@ -84,18 +99,58 @@ def guidance_weights(config: Config, channels: Sequence[str]) -> dict[str, float
     return {name: config.sample.guidance[name] for name in channels}
 
 
-def sample_prompt(run: Run, prompt: str) -> list[pathlib.Path]:
-    """Draws `sample.count` pictures of one prompt into workdir/samples: PNG files, then their settings as JSON."""
-    config, sampler = run.config, Sampler(run.context)
-    picture_seeds = [config.seed + i for i in range(config.sample.count)]
-    pictures = sampler(sampler.inputs([Request(prompt=prompt)] * len(picture_seeds)), picture_seeds)
-    name = hashlib.sha256(prompt.encode()).hexdigest()[:12]
+def read_request(config: Config, asked: Mapping[str, str]) -> Request:
+    """The request of `--prompt`, `--anatomy` and `--modality` (a text or a picture's file) and `--mask` (a file).
+
+    Raises:
+      ConfigError: a file is missing or no picture.
+    """
+    c = config.data
+    fields: dict[str, Any] = {"prompt": asked.get("prompt", "")}
+    for name in (*CHANNELS, "mask"):
+        value = asked.get(name, "")
+        path = pathlib.Path(value)
+        if name != "mask" and not (os.path.isfile(value) or path.suffix.lower() in SUFFIXES):
+            fields[name] = value
+        elif value:
+            try:
+                picture = read_image(path, path.resolve().parent, c.max_pixels).pixels
+                shape = picture.shape[:2]
+                mask = read_mask([path], path.resolve().parent, shape) if name == "mask" else np.zeros(shape, np.uint8)
+            except ImageError as error:
+                raise ConfigError(f"--{name}: '{value}' cannot be used ({error}): name the file of a picture") from None
+            image, mask = square(picture, mask, c.image_size, c.aspect)
+            fields["mask" if name == "mask" else f"{name}_image"] = to_png(mask if name == "mask" else image)
+    return Request(**fields)
+
+
+def sample_request(run: Run, asked: Mapping[str, str], count: int = 0, seed: int | None = None) -> list[pathlib.Path]:
+    """Draws pictures of what is asked for into workdir/samples: PNG files, then their settings as JSON.
+
+    Words that the training captions never used are told; they change nothing.
+
+    Args:
+      asked: as `read_request` takes it.
+      count: how many; 0: `sample.count`.
+      seed: of the first, the next ones count on; None: the config's.
+    """
+    config, request, sampler = run.config, read_request(run.config, asked), Sampler(run.context)
+    first = config.seed if seed is None else seed
+    picture_seeds = [first + i for i in range(count or config.sample.count)]
+    encoder, texts = sampler.encoder, (request.prompt, request.anatomy, request.modality)
+    unknown = encoder.unknown(texts) if encoder else []
+    if unknown:
+        logging.warning("not in the training captions, and so not followed: %s", ", ".join(unknown))
+    pictures = sampler(sampler.inputs([request] * len(picture_seeds), picture_seeds), picture_seeds)
+    told = {name: value for name, value in asked.items() if value}
+    name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
     folder = run.workdir / "samples"
-    paths = [folder / f"{name}-{seed}.png" for seed in picture_seeds]
+    paths = [folder / f"{name}-{picture_seed}.png" for picture_seed in picture_seeds]
     for path, picture in zip(paths, pictures, strict=True):
         with replacing(path) as part:
             Image.fromarray(picture).save(part, "PNG")
-    settings = {"prompt": prompt, "seeds": picture_seeds, "files": [p.name for p in paths], "config": config.flat()}
+    files = [path.name for path in paths]
+    settings = {**told, "unknown_words": unknown, "seeds": picture_seeds, "files": files, "config": config.flat()}
     paths.append(folder / f"{name}.json")
     write_json(paths[-1], settings, sort_keys=True)
     return paths

@@ -1,25 +1,45 @@
 """The text encoder that a config names, with its weights and tokenizer from a local folder; never from the network."""
 
+import json
 import os
 import pathlib
+from collections.abc import Iterable
 
 from tokenizers import Tokenizer
 
 from vgjax import weights
+from vgjax.atomic import write_json
 from vgjax.config import ConfigError
 from vgjax.config import TextEncoder as TextEncoderConfig
 from vgjax.models.bert import Bert, config_from_json
-from vgjax.models.text_encoder import Hashing, PooledBert, TextEncoder
+from vgjax.models.text_encoder import Hashing, PooledBert, TextEncoder, VocabularyEncoder
 from vgjax.weights.read import cached
 
 
-def load_text_encoder(config: TextEncoderConfig) -> TextEncoder:
+def load_text_encoder(config: TextEncoderConfig, vocabulary: pathlib.Path | None = None) -> TextEncoder:
     """Builds the encoder of config group `text_encoder`.
 
+    Args:
+      vocabulary: what `write_vocabulary` wrote, for the kind of that name.
+
     Raises:
+      ValueError: no vocabulary where the kind needs one.
       ConfigError: a model that is absent, broken or does not fit.
     """
-    return _pooled_bert(config) if config.kind == "bert" else Hashing(config.width)
+    if config.kind == "bert":
+        return _pooled_bert(config)
+    if config.kind == "hashing":
+        return Hashing(config.width)
+    if vocabulary is None:
+        raise ValueError("text_encoder.kind 'vocabulary' needs the vocabulary of the training captions")
+    return VocabularyEncoder(config.width, **json.loads(vocabulary.read_text()))
+
+
+def write_vocabulary(path: pathlib.Path, texts: Iterable[str], width: int) -> int:
+    """Fits a vocabulary to training captions, writes it as JSON and returns how many entries it has."""
+    fitted = VocabularyEncoder.fit(texts, width)
+    write_json(path, {"entries": fitted.entries, "scale": fitted.scale})
+    return len(fitted.entries)
 
 
 def _pooled_bert(config: TextEncoderConfig) -> PooledBert:

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 
 SPLITS = ("train", "validation", "test")
+CHANNELS = ("anatomy", "modality")
 
 # What a condition makes of a batch: by channel, arrays with a leading batch axis.
 Inputs = dict[str, Any]
@@ -81,21 +82,26 @@ class Tokens:
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """What a picture to be drawn is asked to show.
+    """What a picture to be drawn is asked to show; a channel of which nothing is asked is drawn at random.
 
     Attributes:
       prompt: text for all channels; "" where nothing is asked in words.
       anatomy, modality: text for this channel in the place of the prompt.
+      anatomy_image, modality_image: PNG of a picture that this channel is taken from; goes before text and mask.
+      mask: PNG of a lesion mask, 1 or more where the lesion is, that the anatomy is to fit, beside any text.
       label: class name, for conditions that take one.
-      same_noise: whether it starts from the same noise as the others of its set.
+      seed: of its noise; None: of its place among the requests.
     """
 
     prompt: str = ""
     anatomy: str = ""
     modality: str = ""
+    anatomy_image: bytes = b""
+    modality_image: bytes = b""
+    mask: bytes = b""
     label: str = ""
-    same_noise: bool = False
+    seed: int | None = None
 
     def text(self, channel: str) -> str:
         """What is asked of a channel in words."""
-        return getattr(self, channel) or self.prompt
+        return getattr(self, channel, "") or self.prompt

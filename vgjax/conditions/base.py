@@ -8,6 +8,7 @@ import jax
 import numpy as np
 
 from vgjax.data.records import Rows
+from vgjax.models.text_encoder import TextEncoder
 from vgjax.types import Inputs, Keep, Request, Tokens
 
 Frozen = Mapping[str, Any]
@@ -20,18 +21,26 @@ class Condition(abc.ABC):
     Attributes:
       channels: names, in the order of guidance; each has a null, a dropout rate and a guidance weight.
       columns: derived columns that training rows must carry.
-      needs: stages whose exported variables join `frozen`, each under its name.
-      fit_columns: derived columns that `fit` reads.
-      keys: config keys that it reads.
+      needs: stages whose exported variables training reads in `frozen`, each under its name.
+      request_needs: the same for drawing.
+      fit_columns: derived columns that `fit` reads, under the config keys `fit_keys`.
+      keys: config keys that training reads, and `request_keys` those that drawing reads besides.
+      reads_text: whether requests are read by the text encoder.
+      takes_masks: whether a request may give a lesion mask.
     """
 
     channels: tuple[str, ...]
     columns: tuple[str, ...]
     needs: tuple[str, ...] = ()
+    request_needs: tuple[str, ...] = ()
     fit_columns: tuple[str, ...] = ()
+    fit_keys: tuple[str, ...] = ()
     keys: tuple[str, ...]
+    request_keys: tuple[str, ...] = ()
+    reads_text: bool = True
+    takes_masks: bool = False
 
-    def fit(self, frozen: Frozen, rows: RowsOf) -> dict[str, np.ndarray]:
+    def fit(self, rows: RowsOf) -> dict[str, np.ndarray]:
         """What is fixed before training and then joins `frozen` as "basis": means, whitening, classes; may be empty."""
         return {}
 
@@ -52,8 +61,14 @@ class Condition(abc.ABC):
         """Inputs of a batch of examples; with a key, with the noise of training."""
 
     @abc.abstractmethod
-    def from_requests(self, frozen: Frozen, requests: Sequence[Request]) -> Inputs:
+    def from_requests(
+        self, frozen: Frozen, requests: Sequence[Request], request_seeds: Sequence[int], encode: TextEncoder
+    ) -> Inputs:
         """Inputs of what is to be drawn.
+
+        Args:
+          request_seeds: of each request, for what is drawn at random.
+          encode: reads their texts; None for a condition that reads none.
 
         Raises:
           ConfigError: a request asks for nothing that this condition can express.

@@ -14,6 +14,7 @@ import numpy as np
 from vgjax import build
 from vgjax.conditions.base import Condition, Frozen, RowsOf
 from vgjax.config import Config, ConfigError
+from vgjax.models.text_encoder import TextEncoder
 from vgjax.types import Inputs, Keep, Request, Tokens
 
 NAME_BYTES = 64  # a class is told by its name, cut off here
@@ -42,13 +43,15 @@ class ClassLabelCondition(Condition):
 
     channels = ("class",)
     columns = ("pictures",)
+    reads_text = False
     fit_columns = ("pictures",)
+    fit_keys = ("denoiser.condition",)
     keys = ("denoiser.condition", "denoiser.token_width", "denoiser.width")
 
     def __init__(self, config: Config):
         self._module = LabelEmbedding(config.denoiser.token_width, config.denoiser.width)
 
-    def fit(self, frozen: Frozen, rows: RowsOf) -> dict[str, np.ndarray]:
+    def fit(self, rows: RowsOf) -> dict[str, np.ndarray]:
         """The classes of the training pictures, (C, NAME_BYTES).
 
         Raises:
@@ -71,7 +74,9 @@ class ClassLabelCondition(Condition):
     def from_rows(self, frozen: Frozen, batch: Mapping[str, jax.Array], key: jax.Array | None) -> Inputs:
         return {"class": batch["label"]}
 
-    def from_requests(self, frozen: Frozen, requests: Sequence[Request]) -> Inputs:
+    def from_requests(
+        self, frozen: Frozen, requests: Sequence[Request], request_seeds: Sequence[int], encoder: TextEncoder
+    ) -> Inputs:
         known = {bytes(row) for row in np.asarray(frozen["basis"]["classes"])}
         for label in (request.label for request in requests):
             if bytes(encode(label)) not in known:

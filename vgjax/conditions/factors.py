@@ -1,27 +1,35 @@
-"""The default condition: whitened components of the factors that text implies, an anatomy and a modality channel."""
+"""The default condition: an anatomy and a modality channel of whitened factors, from pictures, texts or masks.
+
+Training reads the factors of the training pictures; what is asked for in words or by a mask is drawn from the
+disentangler's flows, and what is asked for by a picture is read from it.
+"""
 
 import functools
+import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from PIL import Image
 
-from vgjax import build, pipeline
+from vgjax import build, pipeline, seeds
 from vgjax.conditions.base import Condition, Frozen, RowsOf
 from vgjax.config import Config, ConfigError
 from vgjax.models import hffm
-from vgjax.text import load_text_encoder
-from vgjax.types import Factors, Inputs, Keep, Request, Tokens
+from vgjax.models.text_encoder import TextEncoder
+from vgjax.types import CHANNELS, Factors, Inputs, Keep, Request, Tokens
+
+DRAWN_TOGETHER = 256  # requests a call of the compiled flow
 
 
 class TextFactors(Condition):
-    """What the conditions on factors share: the road from text embeddings to the two factors."""
+    """What the conditions on text regression share: the road from text embeddings to the two factors, as published."""
 
-    channels = hffm.CHANNELS
-    columns = ("text",)
-    needs = ("disentangler",)
+    channels = CHANNELS
+    columns: tuple[str, ...] = ("text",)
+    needs: tuple[str, ...] = ("disentangler",)
     keys: tuple[str, ...] = (
         *("prior.*", "-prior.train.*", "disentangler.*", "-disentangler.train.*", "text_encoder.*", "seed"),
         *("denoiser.condition", "denoiser.hffm_hidden", "denoiser.token_width", "denoiser.hffm_weights"),
@@ -29,78 +37,175 @@ class TextFactors(Condition):
 
     def __init__(self, config: Config):
         self.config = config
-        self._disentangler = build.disentangler(config)
 
     def example(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
         return {"embedding": row["embedding"].astype(np.float32)}
 
-    @functools.cached_property
-    def _encode(self):
-        return load_text_encoder(self.config.text_encoder)
-
     def factors(self, frozen: Frozen, embedding_BD: jax.Array) -> Factors:
-        """What stage 2 reads from text embeddings."""
-        model = build.Model(self._disentangler, frozen["disentangler"])
+        """What the regression reads from text embeddings."""
+        model = build.Model(build.disentangler(self.config), frozen["disentangler"])
         return pipeline.text_factors(model, embedding_BD, self.config.prior.grid)
 
-    def from_requests(self, frozen: Frozen, requests: Sequence[Request]) -> Inputs:
+    def from_requests(
+        self, frozen: Frozen, requests: Sequence[Request], request_seeds: Sequence[int], encode: TextEncoder
+    ) -> Inputs:
         @functools.cache  # channels that share their texts are read once
         def read(texts: tuple[str, ...]) -> Inputs:
-            embedding = jnp.asarray(self._encode(list(texts)), jnp.float32)
+            embedding = jnp.asarray(encode(list(texts)), jnp.float32)
             return self.from_rows(frozen, {"embedding": embedding}, None)
 
         asked = {channel: tuple(request.text(channel) for request in requests) for channel in self.channels}
-        if not all(map(all, asked.values())):
-            raise ConfigError(f"condition '{self.config.denoiser.condition}' takes words: give a prompt")
+        shown = any(request.mask or request.anatomy_image or request.modality_image for request in requests)
+        if shown or not all(map(all, asked.values())):
+            raise ConfigError(
+                f"condition '{self.config.denoiser.condition}' with disentangler.method"
+                f" '{self.config.disentangler.method}' takes words and nothing else: give a prompt"
+            )
         return {channel: read(texts)[channel] for channel, texts in asked.items()}
 
 
 class FactorsCondition(TextFactors):
-    """Components of either channel (B, M), read by `FactorFusion`."""
+    """Components of either channel, (B, M) of its own M, read by `FactorFusion`."""
 
-    fit_columns = ("text", "factors")
-    keys = (*TextFactors.keys, "denoiser.components", "denoiser.condition_noise", "denoiser.width")
+    fit_columns = ("factors",)
+    fit_keys = ("denoiser.condition", "denoiser.components")
+
+    request_needs = ("prior", "disentangler")
+    request_keys = (*TextFactors.keys, "data.intensity", "data.image_size")
+
+    @property
+    def keys(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Those of the prior; of a regression too, where the transformer learns from one."""
+        own = ("prior.*", "-prior.train.*", "seed")  # of denoiser.* the stage declares all
+        return tuple(dict.fromkeys((*TextFactors.keys, *own))) if self._learns_from_text else own
 
     def __init__(self, config: Config):
         super().__init__(config)
-        c = config.denoiser
-        self._module = hffm.FactorFusion(c.hffm_hidden, c.token_width, c.width, config.prior.grid)
+        self._draw = {name: jax.jit(functools.partial(self._sample_flow, name)) for name in self.channels}
 
-    def fit(self, frozen: Frozen, rows: RowsOf) -> dict[str, np.ndarray]:
-        """Mean and whitening of the text-predictable part of each channel."""
-        predict = jax.jit(lambda e: self._disentangler.apply(frozen["disentangler"], e, train=False)[:2])
+    @property
+    def _learns_from_text(self) -> bool:
+        return self.config.denoiser.learn_from == "text"
 
-        def column(split: str, name: str) -> np.ndarray:
-            source = rows(self.fit_columns, split)
-            return np.stack([source[i][name].ravel() for i in range(len(source))]).astype(np.float32)
+    @property
+    def columns(self) -> tuple[str, ...]:  # type: ignore[override]
+        """Factors, or the text that a regression makes them of."""
+        return ("text",) if self._learns_from_text else ("factors",)
 
-        predicted = [predict(column(split, "embedding")) for split in ("train", "validation")]
+    @property
+    def needs(self) -> tuple[str, ...]:  # type: ignore[override]
+        """That regression."""
+        return ("disentangler",) if self._learns_from_text else ()
+
+    @property
+    def takes_masks(self) -> bool:  # type: ignore[override]
+        """The flow does."""
+        return self.config.disentangler.method == "flow"
+
+    @functools.cached_property
+    def _module(self) -> hffm.FactorFusion:
+        c = self.config.denoiser
+        return hffm.FactorFusion(
+            c.hffm_hidden, c.token_width, c.width, self.config.prior.grid, c.spatial_path, c.style_path
+        )
+
+    def fit(self, rows: RowsOf) -> dict[str, np.ndarray]:
+        """Principal components of the factors of the training pictures."""
+        source = rows(self.fit_columns, "train")
         basis: dict[str, np.ndarray] = {}
-        for channel, *predictions in zip(self.channels, *predicted, strict=True):
-            train, validation = (np.asarray(prediction, np.float64) for prediction in predictions)
-            truth = column("validation", channel)
-            mean, whiten, back = pipeline.whitening(train, validation, truth, self.config.denoiser.components)
-            basis |= {f"{channel}_mean": mean, f"{channel}_whiten": whiten, f"{channel}_back": back}
+        for channel in self.channels:
+            factors_NF = np.stack([source[i][channel].ravel() for i in range(len(source))]).astype(np.float64)
+            found = pipeline.principal_components(factors_NF, self.config.denoiser.components)
+            basis |= {f"{channel}_{name}": value for name, value in found.items()}
         return basis
 
+    def example(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
+        if self._learns_from_text:
+            return super().example(row)
+        return {name: row[name].astype(np.float32) for name in self.channels}
+
     def init(self, key: jax.Array, frozen: Frozen) -> tuple[Any, Tokens]:
-        inputs = self.from_rows(frozen, {"embedding": jnp.zeros((2, self.config.text_encoder.width))}, None)
+        sizes = {name: frozen["basis"][f"{name}_whiten"].shape[1] for name in self.channels}
+        inputs = {name: jnp.zeros((2, size)) for name, size in sizes.items()}
         keep = dict.fromkeys(self.channels, jnp.ones(2, bool))
         tokens, variables = self._module.init_with_output(key, inputs, keep, frozen["basis"])
         return variables["params"], tokens
 
     def from_rows(self, frozen: Frozen, batch: Mapping[str, jax.Array], key: jax.Array | None) -> Inputs:
-        """Components, in training with noise: what lies below its level cannot be told apart by the transformer."""
-        factors, basis = self.factors(frozen, batch["embedding"]), frozen["basis"]
-        flat = {"anatomy": factors.anatomy_BggK.reshape(len(factors.modality_BZ), -1), "modality": factors.modality_BZ}
-        inputs = {}
-        for i, (name, flat_BF) in enumerate(flat.items()):
-            parts_BM = (flat_BF - basis[f"{name}_mean"][None]) @ basis[f"{name}_whiten"]
-            if key is not None:
-                level = self.config.denoiser.condition_noise
-                parts_BM += level * jax.random.normal(jax.random.fold_in(key, i), parts_BM.shape)
-            inputs[name] = parts_BM
-        return inputs
+        """Components, in training with noise: what lies below its level cannot be told apart by the transformer.
+
+        Drawn and measured factors then look alike to it (conditioning augmentation, Ho et al. 2021, section 4).
+        """
+        if "embedding" in batch:
+            factors = self.factors(frozen, batch["embedding"])
+        else:
+            factors = Factors(anatomy_BggK=batch["anatomy"], modality_BZ=batch["modality"])
+        inputs = pipeline.to_components(factors, frozen["basis"])
+        if key is None:
+            return inputs
+        c = self.config.denoiser
+        levels = {"anatomy": c.anatomy_noise, "modality": c.modality_noise}
+        keys = dict(zip(self.channels, jax.random.split(key, len(self.channels)), strict=True))
+        return {name: x + levels[name] * jax.random.normal(keys[name], x.shape) for name, x in inputs.items()}
+
+    def from_requests(
+        self, frozen: Frozen, requests: Sequence[Request], request_seeds: Sequence[int], encode: TextEncoder
+    ) -> Inputs:
+        """Components that each request implies, where it leaves a choice drawn with its seed."""
+        if self.config.disentangler.method == "regression":
+            return super().from_requests(frozen, requests, request_seeds, encode)
+        halves_B2 = seeds.halves(list(request_seeds))
+        inputs = {name: self._drawn(name, frozen, requests, halves_B2, encode) for name in self.channels}
+        for channel in self.channels:
+            shown = {i: png for i, r in enumerate(requests) if (png := getattr(r, f"{channel}_image"))}
+            if shown:
+                inputs[channel][list(shown)] = self._measured(frozen, list(shown.values()))[channel]
+        return {name: jnp.asarray(x) for name, x in inputs.items()}
+
+    def _drawn(
+        self, channel: str, frozen: Frozen, requests: Sequence[Request], halves_B2: np.ndarray, encode: TextEncoder
+    ) -> np.ndarray:
+        """One channel's components from texts and masks, (N, M); drawn freely where nothing is asked."""
+        texts = [request.text(channel) for request in requests]
+        given = {"text": np.asarray(encode(texts), np.float32)}
+        keep = {"text": np.array([bool(text) for text in texts])}
+        if channel == "anatomy":
+            cells = build.mask_cells(self.config)
+            given["mask"] = np.stack([_coverage(request.mask, cells) for request in requests])
+            keep["mask"] = np.array([bool(request.mask) for request in requests])
+        columns = {"given": given, "keep": keep, "halves": halves_B2}
+        weight = jnp.float32(self.config.sample.text_guidance[channel])
+        variables = {"params": frozen["disentangler"]["params"][channel]}
+        parts, draw = [], self._draw[channel]
+        for start in range(0, len(requests), DRAWN_TOGETHER):
+            rows = np.minimum(np.arange(start, start + DRAWN_TOGETHER), len(requests) - 1)  # one shape for all calls
+            parts.append(draw(variables, jax.tree.map(lambda a, r=rows: a[r], columns), weight))
+        return np.array(jnp.concatenate(parts)[: len(requests)])
+
+    def _sample_flow(self, channel: str, variables: Any, columns: Any, weight: jax.Array) -> jax.Array:
+        module, place = build.factor_flows(self.config)[channel], self.channels.index(channel)
+        key_of = lambda halves: jax.random.fold_in(seeds.key(halves), place)
+        noise_BM = jax.vmap(lambda halves: jax.random.normal(key_of(halves), (module.features,)))(columns["halves"])
+        model = build.Model(module, variables)
+        given, keep, steps = columns["given"], columns["keep"], self.config.sample.text_steps
+        return pipeline.draw_factors(model, given, keep, noise_BM, weight, steps)
+
+    def _measured(self, frozen: Frozen, pictures: Sequence[bytes]) -> dict[str, np.ndarray]:
+        """Components of pictures (PNG, of data.image_size)."""
+        c, prior = self.config, build.Model(build.prior(self.config), frozen["prior"])
+        images = jnp.stack([np.asarray(Image.open(io.BytesIO(png)).convert("RGB")) for png in pictures])
+        seen = pipeline.prior_input(images, build.prior_size(c), c.data.intensity)
+        return jax.device_get(
+            pipeline.to_components(pipeline.image_factors(prior, frozen["statistics"], seen), frozen["basis"])
+        )
 
     def tokens(self, params: Any, frozen: Frozen, inputs: Inputs, keep: Keep) -> Tokens:
         return build.Model(self._module, {"params": params})(inputs, keep, frozen["basis"])
+
+
+def _coverage(mask: bytes, cells: int) -> np.ndarray:
+    """A mask's coverage (cells * cells,), zero for none."""
+    if not mask:
+        return np.zeros(cells * cells, np.float32)
+    pixels = np.asarray(Image.open(io.BytesIO(mask)).convert("L")) > 0
+    return np.asarray(pipeline.mask_coverage(jnp.asarray(pixels[None]), cells)[0])

@@ -67,6 +67,8 @@ class Plan:
     rows: dict[str, dict[str, dict[str, Any]]]  # split -> id -> caption, label, group, factors, named
     # (id, image PNG, mask PNG) of all, in the order of the rows, anew on each call
     pictures: Callable[[], Iterable[tuple[str, bytes, bytes]]]
+    # (id of a training picture, rng) -> further captions of each channel, as in `vgjax.data.caption.wordings`
+    wordings: Callable[[str, np.random.Generator], Mapping[str, Sequence[str]]]
     present: int  # how many pictures the source holds
     skipped: list[Skip] = dataclasses.field(default_factory=list)
     thresholds: Thresholds = dataclasses.field(default_factory=dict)  # where the levels of measured captions part
@@ -86,8 +88,13 @@ class Reader:
     read: Callable[[np.ndarray, np.ndarray], list[Levels]]
     # (requested levels of the test captions, factor) -> accuracy of guessing that factor
     chance: Callable[[Sequence[Mapping[str, str]], str], float]
-    # (levels, rng, named) -> caption naming only the factors in `named`
-    describe: Callable[[Mapping[str, str], np.random.Generator, Sequence[str]], str]
+    # (levels, rng, named, style) -> caption naming only the factors in `named`; style: "" or one of `styles`
+    describe: Callable[..., str]
+    # arguments of `read` -> where the main lesion is, (N, h, w) bool
+    outline: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda pictures, lesion: lesion > 0.5
+    levels: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)  # of factors to ask for
+    held_out: Sequence[tuple[tuple[str, str], ...]] = ()  # pairs of (factor, level) never together in training
+    styles: Sequence[str] = ()  # other ways of describing, which training never saw
 
 
 class Source(Protocol):

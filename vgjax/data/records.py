@@ -103,16 +103,19 @@ class SkippedRows:
         return self._source[self.numbers[row]]
 
 
-class PermutedFields(SkippedRows):
+class PermutedFields:
     """Rows some of whose fields come from another row: control experiments that must bring accuracy to chance."""
 
-    def __init__(self, source: Rows, without: Collection[int], fields: Sequence[str], seed: int):
-        super().__init__(source, without)
-        self._fields, self._order = fields, np.random.default_rng(seed).permutation(len(self))
+    def __init__(self, source: Rows, fields: Sequence[str], seed: int):
+        self._source, self._fields = source, fields
+        self._order = np.random.default_rng(seed).permutation(len(source))
+
+    def __len__(self) -> int:
+        return len(self._source)
 
     def __getitem__(self, row: int) -> dict[str, Any]:
-        other = super().__getitem__(int(self._order[row]))
-        return {**super().__getitem__(row), **{name: other[name] for name in self._fields}}
+        other = self._source[int(self._order[row])]
+        return {**self._source[row], **{name: other[name] for name in self._fields}}
 
 
 class ZippedRecords:
@@ -132,3 +135,25 @@ class ZippedRecords:
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         return (self[row] for row in range(len(self)))
+
+
+class InMemory:
+    """Rows that are read once and kept, as long as they fit into `limit` bytes; else they are read each time."""
+
+    def __init__(self, source: Rows, limit: int = 1 << 30):
+        self._source, self._kept = source, dict[int, dict[str, Any]]()
+        self._fits = len(source) == 0 or len(source) * _size(source[0]) <= limit
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        if not self._fits:
+            return self._source[row]
+        if row not in self._kept:
+            self._kept[row] = self._source[row]
+        return self._kept[row]
+
+
+def _size(row: Mapping[str, Any]) -> int:
+    return sum(value.nbytes for value in row.values() if isinstance(value, np.ndarray))

@@ -4,7 +4,7 @@ All objectives use x_t = alpha(t) x_0 + sigma(t) eps:
   epsilon, v   discrete variance-preserving schedule with linear betas (Ho et al. 2020, eq. 4); the network predicts
                eps (their eq. 14) or v = alpha eps - sigma x_0 (Salimans & Ho 2022, appendix D).
   flow         alpha = 1 - t, sigma = t; the network predicts the velocity eps - x_0 (Lipman et al. 2023; t is
-               drawn logit-normal as in Esser et al. 2024, eq. 19).
+               drawn uniformly, as the solver visits it, or logit-normal as in Esser et al. 2024, eq. 19).
 """
 
 import dataclasses
@@ -18,12 +18,16 @@ TIME_SCALE = 1000.0  # the network's time embedding expects times in [0, 1000)
 
 @dataclasses.dataclass(frozen=True)
 class Process:
-    """A forward process and the meaning of the network's output; all but `objective` is of the discrete schedule."""
+    """A forward process and the meaning of the network's output.
+
+    All but `objective` and `times` is of the discrete schedule; `times` is of flow: "uniform" or "logit_normal".
+    """
 
     objective: str
     timesteps: int = 1000
     beta_start: float = 1e-4
     beta_end: float = 0.02
+    times: str = "uniform"
 
     @property
     def alphas_bar(self) -> np.ndarray:
@@ -33,7 +37,10 @@ class Process:
     def draw_time(self, key: jax.Array, batch: int) -> jax.Array:
         """Training times (B,): in (0, 1) for flow, integers as float32 in [0, timesteps) otherwise."""
         if self.objective == "flow":
-            return jax.nn.sigmoid(jax.random.normal(key, (batch,)))
+            if self.times == "logit_normal":
+                return jax.nn.sigmoid(jax.random.normal(key, (batch,)))
+            # One in each of `batch` equal parts of (0, 1): as uniform as the solver's steps, and a steadier gradient.
+            return (jnp.arange(batch) + jax.random.uniform(key, (batch,))) / batch
         return jax.random.randint(key, (batch,), 0, self.timesteps).astype(jnp.float32)
 
     def coefficients(self, t_B: jax.Array) -> tuple[jax.Array, jax.Array]:

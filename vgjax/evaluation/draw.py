@@ -17,6 +17,7 @@ from vgjax.data.sources import SOURCES
 from vgjax.evaluation.metrics import METRICS
 from vgjax.evaluation.metrics.base import Options, RequestsOf, TestCase
 from vgjax.sample import Sampler
+from vgjax.stages.denoiser import drawing_needs
 from vgjax.types import Request
 
 # What decides which requests are made, and what draws them.
@@ -59,8 +60,8 @@ def producers(config: Config, metrics: Sequence[str]) -> dict[str, Producer]:
         f"drawn_{name}": Producer(
             f"drawn_{name}",
             functools.partial(_draw, name, requests),
-            keys=(*KEYS, *condition.keys),
-            needs=("pictures", "denoiser", "condition", *condition.needs),
+            keys=tuple(dict.fromkeys((*KEYS, *condition.keys, *condition.request_keys))),
+            needs=("pictures", "denoiser", "condition", *drawing_artefacts(condition)),
             free=("evaluate.resamples",),
             collective=True,
             files=lambda c: [c.denoiser.weights, c.autoencoder.path, c.text_encoder.path],
@@ -70,11 +71,18 @@ def producers(config: Config, metrics: Sequence[str]) -> dict[str, Producer]:
     }
 
 
+def drawing_artefacts(condition: conditions.Condition) -> tuple[str, ...]:
+    """What drawing reads besides the denoiser: the stages of the condition, and what it has to encode or to scale."""
+    needed = drawing_needs(condition)
+    return (*needed, *(["factors"] if "prior" in needed else []), *(["vocabulary"] if condition.reads_text else []))
+
+
 def _draw(name: str, wanted: RequestsOf, context: Context, folder: pathlib.Path) -> dict[str, Any]:
     requests = wanted(load_cases(context), options_of(context))
     config, sampler = context.config, Sampler(context)
-    noise = [seeds.derive(config.seed, "evaluate", name, 0 if r.same_noise else i) for i, r in enumerate(requests)]
-    pictures = sampler(sampler.inputs(requests), noise)
+    own = lambda i, request: seeds.derive(config.seed, "evaluate", name, i) if request.seed is None else request.seed
+    noise = [own(i, request) for i, request in enumerate(requests)]
+    pictures = sampler(sampler.inputs(requests, noise), noise)
     c = config.sample
     method = {"condition": config.denoiser.condition, "solver": c.solver, "steps": c.steps, **c.guidance}
     rows = (

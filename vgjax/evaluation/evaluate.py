@@ -12,6 +12,7 @@ from vgjax import conditions
 from vgjax.atomic import write_json
 from vgjax.config import Config, ConfigError
 from vgjax.context import Context, Producer, Run
+from vgjax.data.sources import SOURCES
 from vgjax.evaluation import draw
 from vgjax.evaluation.metrics import METRICS
 from vgjax.evaluation.metrics.base import Options, Seen
@@ -33,8 +34,11 @@ def check(config: Config) -> None:
 
 
 def computed(config: Config) -> list[str]:
-    """The metrics that the config asks for and its stages and channels allow."""
-    there = {*(stage.name for stage in plan(config)), *conditions.of(config).channels}
+    """The metrics that the config asks for and its stages, its channels and its source allow."""
+    reader = SOURCES[config.data.source].reader({})
+    there = {*(stage.name for stage in plan(config)), *conditions.of(config).channels, *reader.styles}
+    there |= {"held_out"} if reader.held_out else set()
+    there |= {"takes_masks"} if conditions.of(config).takes_masks else set()
     return [name for name in config.evaluate.metrics if there.issuperset(METRICS[name].needs)]
 
 

@@ -14,6 +14,7 @@ from vgjax.evaluation.metrics import METRICS, swap
 from vgjax.evaluation.metrics.base import CAPTIONS
 from vgjax.evaluation.readouts import PriorView
 from vgjax.evaluation.report import ControlRow, FactorMaps, Pair, Report, SwapGrid, write_report
+from vgjax.features.text import encoder_of
 from vgjax.stages import plan
 from vgjax.train import LOG, read_log
 
@@ -101,6 +102,10 @@ def notes(run: Run, values: Mapping[str, float]) -> list[str]:
     if skipped := pictures.manifest["info"]["skipped"]:
         where = f"{pictures.folder.name}/prepare_report.json"
         found.append(f"{skipped} source files were left out; {where} lists each with its reason.")
+    if "vocabulary" in run.producers and run.config.text_encoder.kind == "vocabulary":
+        captions = [case.caption for case in load_cases(run.context)]
+        if unknown := encoder_of(run.context).unknown(captions):
+            found.append(f"Words of test captions that are not in the training captions: {', '.join(unknown)}.")
     return found
 
 

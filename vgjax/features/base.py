@@ -17,8 +17,9 @@ from vgjax.data.records import SkippedRows
 SHARD_ROWS = 4096
 TRAINING_SPLITS = ("train", "validation")
 
+Row = dict[str, Any]
 Fields = dict[str, np.ndarray]
-Compute = Callable[[Sequence[dict[str, Any]]], Iterable[Fields]]  # rows -> the new fields of each
+Compute = Callable[[Sequence[Row]], Iterable[Fields]]  # rows -> the new fields of each
 
 
 def write_column(
@@ -53,7 +54,7 @@ def _records(source: SkippedRows, shard: range, compute: Compute, batch: int, ba
     return (found.get(number, {}) for number in shard)
 
 
-def pictures(rows: Sequence[dict[str, Any]], batch: int) -> np.ndarray:
-    """The rows' pictures, the last one repeated up to `batch` of them: compiled functions see one shape."""
-    images = [records.from_png(row["image"]) for row in rows]
+def pictures(rows: Sequence[Row], batch: int, field: str = "image") -> np.ndarray:
+    """The rows' pictures or masks, the last one repeated up to `batch` of them: compiled functions see one shape."""
+    images = [records.from_png(row[field]) for row in rows]
     return np.stack([*images, *[images[-1]] * (batch - len(images))])

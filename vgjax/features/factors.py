@@ -16,20 +16,22 @@ from vgjax.types import Factors
 
 EXTRACT_BATCH = 64
 STATISTICS = "statistics.safetensors"
+FIELDS = ("anatomy", "modality", "mask")
 
 
 def make(context: Context, folder: pathlib.Path) -> dict[str, Any]:
-    """Writes "anatomy" (g, g, K) and "modality" (Z,), and `STATISTICS`: mean and scale of either."""
+    """Writes "anatomy" (g, g, K), "modality" (Z,), "mask" (the lesion's coverage), and the scales, `STATISTICS`."""
     config = context.config
     prior = build.Model(build.prior(config), context.variables("prior"))
-    size, intensity = build.prior_size(config), config.data.intensity
+    size, intensity, cells = build.prior_size(config), config.data.intensity, build.mask_cells(config)
     extract = jax.jit(lambda image: pipeline.raw_factors(pipeline.encode(prior, image), config.prior.grid))
 
     def compute(rows):
-        images = jnp.asarray(pictures(rows, EXTRACT_BATCH))
-        found = jax.device_get(extract(pipeline.prior_input(images, size, intensity)))
-        pairs = zip(found.anatomy_BggK, found.modality_BZ, strict=True)
-        return [{"anatomy": anatomy, "modality": modality} for anatomy, modality in pairs][: len(rows)]
+        images, masks = (jnp.asarray(pictures(rows, EXTRACT_BATCH, name)) for name in ("image", "mask"))
+        found = extract(pipeline.prior_input(images, size, intensity))
+        covered = pipeline.mask_coverage(masks, cells).astype(jnp.float16)
+        columns = jax.device_get((found.anatomy_BggK, found.modality_BZ, covered))
+        return [dict(zip(FIELDS, fields, strict=True)) for fields in zip(*columns, strict=True)][: len(rows)]
 
     sources = {split: context.rows(["pictures"], split) for split in TRAINING_SPLITS}
     raw = folder / "raw"
@@ -56,7 +58,7 @@ def statistics(rows: SkippedRows, standardise: bool) -> dict[str, np.ndarray]:
 def _standardised(row: dict[str, np.ndarray], stats: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     raw = Factors(anatomy_BggK=row["anatomy"][None], modality_BZ=row["modality"][None])
     factors = pipeline.standardise(raw, stats)
-    return {"anatomy": factors.anatomy_BggK[0], "modality": factors.modality_BZ[0]}
+    return {**row, "anatomy": factors.anatomy_BggK[0], "modality": factors.modality_BZ[0]}
 
 
 FACTORS = Producer(

@@ -1,42 +1,84 @@
-"""The columns "text", one pooled embedding a caption, and "tokens", one a token, by a frozen text encoder."""
+"""What frozen text encoders make of captions: the vocabulary that one of them needs, and the columns of embeddings.
+
+"text" is one pooled embedding a caption, "wordings" one of each further caption of a training picture, "tokens" one a
+token.
+"""
 
 import functools
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from vgjax.context import Context, Producer
-from vgjax.features.base import write_column
-from vgjax.text import load_text_encoder
-from vgjax.types import SPLITS
+from vgjax.data.records import Rows
+from vgjax.features.base import Row, write_column
+from vgjax.models.text_encoder import TextEncoder
+from vgjax.text import load_text_encoder, write_vocabulary
+from vgjax.types import CHANNELS, SPLITS
 
 EMBED_BATCH = 256
+VOCABULARY_FILE = "vocabulary.json"
 
 
-def padded(tokens_ND: np.ndarray, length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Tokens (length, D), cut off or filled with zeros, and their mask (length,): True where there is one."""
-    kept = tokens_ND[:length]
-    return np.pad(kept, ((0, length - len(kept)), (0, 0))), np.arange(length) < len(kept)
+def make_vocabulary(context: Context, folder: pathlib.Path) -> dict[str, Any]:
+    """Writes the words of all training captions; nothing for encoders that bring their own."""
+    c = context.config.text_encoder
+    if c.kind != "vocabulary":
+        return {}
+    captions = _captions(context.rows(["pictures"], "train"))
+    return {"entries": write_vocabulary(folder / VOCABULARY_FILE, captions, c.width)}
 
 
-def make(field: str, context: Context, folder: pathlib.Path) -> dict[str, Any]:
-    """Writes "embedding" (D,) or "tokens" (n, D), n each caption's own, as float16, for all splits."""
-    encoder = load_text_encoder(context.config.text_encoder)
+def _captions(rows: Rows) -> Iterator[str]:
+    for row in (rows[i] for i in range(len(rows))):
+        yield row["caption"]
+        for channel in CHANNELS:
+            yield from row["wordings"][channel]
+
+
+def encoder_of(context: Context) -> TextEncoder:
+    """The encoder of a run, with its vocabulary where it needs one."""
+    c = context.config.text_encoder
+    vocabulary = context.artefact("vocabulary").path(VOCABULARY_FILE) if c.kind == "vocabulary" else None
+    return load_text_encoder(c, vocabulary)
+
+
+def embeddings(field: str, encoder: TextEncoder, rows: Sequence[Row]) -> list[dict[str, np.ndarray]]:
+    """The field "embedding" (D,) or "tokens" (n, D), n each caption's own, as float16."""
     encode: Callable[..., Iterable[np.ndarray]] = encoder.sequences if field == "tokens" else encoder
-    sources = {split: context.rows(["pictures"], split) for split in SPLITS}
-    compute = lambda rows: [{field: found.astype(np.float16)} for found in encode([row["caption"] for row in rows])]
-    return write_column(folder, "text", sources, compute, EMBED_BATCH)
+    return [{field: found.astype(np.float16)} for found in encode([row["caption"] for row in rows])]
 
 
-TEXT, TOKENS = (
+def reworded(encoder: TextEncoder, rows: Sequence[Row]) -> list[dict[str, np.ndarray]]:
+    """The fields "anatomy_text" and "modality_text" (n, D) float16 of each picture's further captions."""
+    found: list[dict[str, np.ndarray]] = []
+    for texts in (row["wordings"] for row in rows):
+        read = functools.cache(lambda captions: encoder(captions).astype(np.float16))  # channels may share theirs
+        found.append({f"{name}_text": read(tuple(texts[name])) for name in CHANNELS})
+    return found
+
+
+def make(compute: Callable[..., Any], splits: Sequence[str], context: Context, folder: pathlib.Path) -> dict[str, Any]:
+    """Writes the column for some splits."""
+    encoder = encoder_of(context)
+    sources = {split: context.rows(["pictures"], split) for split in splits}
+    return write_column(folder, "text", sources, functools.partial(compute, encoder), EMBED_BATCH)
+
+
+VOCABULARY = Producer("vocabulary", make_vocabulary, ("text_encoder.kind", "text_encoder.width"), ("pictures",))
+TEXT, WORDINGS, TOKENS = (
     Producer(
         name,
-        functools.partial(make, field),
+        functools.partial(make, compute, splits),
         keys=("text_encoder.*",),
-        needs=("pictures",),
+        needs=("pictures", "vocabulary"),
         files=lambda c: [c.text_encoder.path],
     )
-    for name, field in (("text", "embedding"), ("tokens", "tokens"))
+    for name, compute, splits in (
+        ("text", functools.partial(embeddings, "embedding"), SPLITS),
+        ("wordings", reworded, ("train",)),
+        ("tokens", functools.partial(embeddings, "tokens"), SPLITS),
+    )
 )

@@ -11,9 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from vgjax.types import Inputs, Keep, Tokens
-
-CHANNELS = ("anatomy", "modality")
+from vgjax.types import CHANNELS, Inputs, Keep, Tokens
 
 
 class ReferenceFusion(nn.Module):
@@ -45,13 +43,15 @@ class FactorFusion(nn.Module):
     token_width: int
     width: int  # D of the transformer
     grid: int  # g, cells a side of the anatomy's coarse grid
+    spatial_path: bool = True  # whether anatomy is also added to the patches where it belongs
+    style_path: bool = True  # whether modality is also added to the timestep embedding
 
     @nn.compact
     def __call__(self, inputs: Inputs, keep: Keep, basis: Mapping[str, jax.Array]) -> Tokens:
         """Tokens for the components (B, M) of each channel; one whose `keep` is False uses its null.
 
         Args:
-          basis: for each channel, as `pipeline.whitening` returns them: mean (F,), whiten (F, M), back (M, F).
+          basis: for each channel, as `pipeline.principal_components` returns them.
         """
         embeddings = self.param("type_embeddings", nn.initializers.normal(0.02), (2, self.token_width))
         tokens, extras = [], {}
@@ -62,8 +62,9 @@ class FactorFusion(nn.Module):
             hidden = nn.Dense(self.hidden, name=f"{name}_in")(jnp.concatenate([parts_BM * kept, 1 - kept], axis=-1))
             hidden = nn.gelu(nn.Dense(self.hidden, name=f"{name}_hidden")(nn.gelu(hidden)))
             tokens.append(nn.Dense(self.token_width, name=f"{name}_token")(hidden) + embeddings[None, i])
-            if name == "modality":
+            if name == "modality" and self.style_path:
                 extras["style_BD"] = nn.Dense(self.width, name="style")(hidden)
+            if name == "modality" or not self.spatial_path:
                 continue
             cells = self._maps(parts_BM, basis["anatomy_whiten"], basis["anatomy_back"]) * kept[:, None, None]
             null = jnp.broadcast_to((1 - kept)[:, None, None], (*cells.shape[:3], 1))

@@ -1,13 +1,16 @@
 """Frozen text encoders: captions in, one vector each out.
 
-`Hashing` has no weights and reads words alone; it serves as the default of development and as the floor that a
-language model has to beat. `PooledBert` runs a (clinical) BERT or DistilBERT. `vgjax.text` builds either from a config.
+`VocabularyEncoder`, the default, knows the words of the training captions and no others. `Hashing` knows all words, two
+of which may fall together. `PooledBert` runs a (clinical) BERT or DistilBERT. `vgjax.text` builds each from a config.
 """
 
+import itertools
+import logging
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, Self
 
 import jax
 import numpy as np
@@ -29,6 +32,10 @@ class TextEncoder(Protocol):
     width: int
 
     def __call__(self, texts: Sequence[str]) -> np.ndarray: ...
+
+    def unknown(self, texts: Sequence[str]) -> list[str]:
+        """Words that the encoder does not hear."""
+        ...
 
     def sequences(self, texts: Sequence[str]) -> list[np.ndarray]:
         """A vector a token, (n, width) float32 with n of each text's own."""
@@ -54,9 +61,79 @@ class Hashing:
             return np.zeros((0, self.width), np.float32)
         return (self._vectorizer.transform(texts).toarray() * math.sqrt(self.width)).astype(np.float32)
 
+    def unknown(self, texts: Sequence[str]) -> list[str]:
+        """None: every word has an entry, if not of its own."""
+        return []
+
     def sequences(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Each word by itself, as `__call__` would have it."""
         return [self(WORD.findall(text)) for text in texts]
+
+
+def words_of(text: str) -> list[str]:
+    """Its words in lower case; single letters and digits are words too ("grade 3")."""
+    return WORD.findall(text.lower())
+
+
+def _entries(text: str) -> set[str]:
+    """Its words and pairs of neighbouring words."""
+    words = words_of(text)
+    return {*words, *(f"{one} {next_one}" for one, next_one in itertools.pairwise(words))}
+
+
+class VocabularyEncoder:
+    """Words, then pairs of neighbouring words, of the training captions: each an entry of the embedding of its own.
+
+    An entry is `scale` where the text holds it, else 0, however much else is said: one word by itself is as strong as
+    among others.
+
+    Attributes:
+      entries: the commonest words, and where there is room the commonest pairs.
+      scale: brings the mean square of the training captions' entries to 1, the scale that network activations have.
+    """
+
+    def __init__(self, width: int, entries: Sequence[str], scale: float):
+        self.width, self.entries, self.scale = width, tuple(entries), scale
+        self._places = {entry: place for place, entry in enumerate(self.entries)}
+
+    @classmethod
+    def fit(cls, texts: Iterable[str], width: int) -> Self:
+        """The vocabulary of training captions.
+
+        Raises:
+          ConfigError: they hold no word.
+        """
+        counts = Counter[str]()
+        found = [_entries(text) for text in texts]
+        for entries in found:
+            counts.update(entries)
+        commonest = lambda entry: (-counts[entry], entry)
+        words = sorted((entry for entry in counts if " " not in entry), key=commonest)
+        if not words:
+            raise ConfigError("config key 'text_encoder.kind' is 'vocabulary', but no training caption holds a word")
+        if len(words) > width:
+            logging.warning(
+                "text_encoder.width is %d: %d of %d words of the training captions, the rarest, are left out",
+                *(width, len(words) - width, len(words)),
+            )
+        pairs = sorted((entry for entry in counts if " " in entry), key=commonest)
+        kept = [*words, *pairs][:width]
+        held = sum(len(entries.intersection(kept)) for entries in found)
+        return cls(width, kept, math.sqrt(width * len(found) / held))
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        out_BD = np.zeros((len(texts), self.width), np.float32)
+        for row, text in enumerate(texts):
+            out_BD[row, [self._places[entry] for entry in _entries(text) if entry in self._places]] = self.scale
+        return out_BD
+
+    def sequences(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Each known word by itself, as `__call__` would have it."""
+        return [self([word for word in words_of(text) if word in self._places]) for text in texts]
+
+    def unknown(self, texts: Sequence[str]) -> list[str]:
+        """The words that the training captions never used, each once, in the order of the texts."""
+        return list(dict.fromkeys(word for text in texts for word in words_of(text) if word not in self._places))
 
 
 class PooledBert:
@@ -90,6 +167,10 @@ class PooledBert:
         for rows, _, pooled_BD in self._batches(texts, self._pooled):
             out_BD[rows] = pooled_BD[: len(rows)]
         return out_BD
+
+    def unknown(self, texts: Sequence[str]) -> list[str]:
+        """None: word pieces spell every word."""
+        return []
 
     def sequences(self, texts: Sequence[str]) -> list[np.ndarray]:
         """Last hidden states of each text's own tokens, [CLS] and [SEP] among them."""

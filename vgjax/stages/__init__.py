@@ -2,43 +2,56 @@
 
 from vgjax import conditions
 from vgjax.config import Config
-from vgjax.stages import denoiser, disentangler, prior
+from vgjax.stages import denoiser, disentangler, prior, text_to_factors
 from vgjax.stages.base import StageSpec
 
 
 def plan(config: Config) -> tuple[StageSpec, ...]:
-    """The stages of a config in order: the denoiser and whatever its condition needs."""
+    """The stages of a config in order: the denoiser and whatever its condition needs, to train and to draw."""
     condition, picture_keys = conditions.of(config), ("data.image_size", "data.intensity")
+    text_keys = ("seed", "disentangler.*", "prior.*", "-prior.train.*", "text_encoder.*")
+    text_stages = {
+        "regression": StageSpec(
+            "disentangler",
+            make=disentangler.Alignment,
+            check=disentangler.load_pretrained,
+            needs=("prior",),
+            artefacts=disentangler.Alignment.columns,
+            keys=text_keys,
+            files=lambda c: [c.disentangler.weights],
+        ),
+        "flow": StageSpec(
+            "disentangler",
+            make=text_to_factors.TextToFactors,
+            check=lambda c: None,
+            needs=("prior",),
+            artefacts=(*text_to_factors.TextToFactors.columns, "wordings", "condition"),
+            keys=(*text_keys, "denoiser.components", "data.wordings"),
+            files=lambda c: [],
+        ),
+    }
     specs = (
         StageSpec(
             "prior",
             make=prior.PriorStage,
             check=prior.load_pretrained,
             needs=(),
-            columns=prior.PriorStage.columns,
+            artefacts=prior.PriorStage.columns,
             keys=("seed", "prior.*", *picture_keys),
             files=lambda c: [c.prior.weights, c.prior.vgg_path],
         ),
-        StageSpec(
-            "disentangler",
-            make=disentangler.Alignment,
-            check=disentangler.load_pretrained,
-            needs=("prior",),
-            columns=disentangler.Alignment.columns,
-            keys=("seed", "disentangler.*", "prior.*", "-prior.train.*", "text_encoder.*"),
-            files=lambda c: [c.disentangler.weights],
-        ),
+        text_stages[config.disentangler.method],
         StageSpec(
             "denoiser",
             make=denoiser.Denoising,
             check=denoiser.check,
             needs=condition.needs,
-            columns=denoiser.columns(config),
+            artefacts=(*denoiser.columns(config), "condition"),
             keys=("seed", "denoiser.*", "autoencoder.*", "diffusion.*", *picture_keys, *condition.keys),
             files=lambda c: [c.denoiser.weights, c.denoiser.hffm_weights, c.denoiser.lora.weights],
         ),
     )
-    wanted = {"denoiser"}
+    wanted = {"denoiser", *condition.request_needs}
     for spec in reversed(specs):  # each stands after those that it needs
         if spec.name in wanted:
             wanted |= set(spec.needs)

@@ -68,7 +68,7 @@ class StageSpec(NamedTuple):
       make: the stage, on artefacts that are there.
       check: reads the files of weights that the stage will need; ConfigError where one cannot be used.
       needs: stages that must be trained before.
-      columns: that its rows are joined from.
+      artefacts: what else it is made from: pictures, derived columns, the fitted condition.
       keys: config keys that decide it.
       files: of weights that it reads.
     """
@@ -77,6 +77,6 @@ class StageSpec(NamedTuple):
     make: Callable[[Context], Stage]
     check: Callable[[Config], Any]
     needs: tuple[str, ...]
-    columns: tuple[str, ...]
+    artefacts: tuple[str, ...]
     keys: tuple[str, ...]
     files: Callable[[Config], Sequence[str]]

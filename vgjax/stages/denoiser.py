@@ -1,17 +1,19 @@
 """Stage 3: a condition and the diffusion transformer learn to draw pictures."""
 
 import functools
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgjax import build, conditions, pipeline, weights
+from vgjax import build, checkpoint, conditions, pipeline, weights
 from vgjax.config import Config, ConfigError
 from vgjax.context import Context
 from vgjax.data import records
 from vgjax.features import latents
+from vgjax.features.factors import STATISTICS
 from vgjax.models import lora
 from vgjax.models.autoencoder import PixelAutoencoder
 from vgjax.stages.base import Batch, Stage, Terms
@@ -34,7 +36,7 @@ class Denoising(Stage):
     @functools.cached_property
     def frozen(self) -> dict[str, Any]:
         """What training does not move: exports of earlier stages, the condition's basis, an adapted transformer."""
-        found = condition_frozen(self._context, self.condition)
+        found = condition_frozen(self._context, self.condition.needs)
         return found | ({"dit": load_transformer(self._config)} if self._adapter else {})
 
     def dit_model(self, params: Any, frozen: Any) -> build.Model:
@@ -71,13 +73,12 @@ class Denoising(Stage):
     def errors(self, params: Any, frozen: Any, batch: Batch, key: jax.Array, train: bool) -> jax.Array:
         """Squared error of the network's output at random times, (B,); in training, channels are dropped at random."""
         c, channels = self._config.denoiser, self.condition.channels
-        *drop_keys, noise_key, time_key, epsilon_key = jax.random.split(key, len(channels) + 3)
+        drop_key, noise_key, time_key, epsilon_key = jax.random.split(key, 4)
         x_0 = self.latents(batch, key if train else None)
         inputs = self.condition.from_rows(frozen, batch, noise_key if train else None)
         keep = dict.fromkeys(channels, jnp.ones(len(x_0), bool))
         if train:
-            rates = zip(channels, drop_keys, strict=True)
-            keep = {name: ~jax.random.bernoulli(k, c.dropout[name], (len(x_0),)) for name, k in rates}
+            keep = kept_channels(drop_key, c.dropout, c.dropout_all, channels, len(x_0))
         tokens = self.condition.tokens(params["condition"], frozen, inputs, keep)
         dit = self.dit_model(params, frozen)
         return pipeline.diffusion_errors(dit, self._process, x_0, tokens, time_key, epsilon_key)
@@ -96,16 +97,33 @@ class Denoising(Stage):
         return load_pretrained(self._config, self.frozen.get("dit"))
 
 
+def kept_channels(
+    key: jax.Array, rates: Mapping[str, float], together: float, channels: Sequence[str], batch: int
+) -> dict[str, jax.Array]:
+    """Which examples keep which channel, (B,) bool each: dropped by itself at its own rate, or all `together`."""
+    all_key, *keys = jax.random.split(key, len(channels) + 1)
+    all_kept = ~jax.random.bernoulli(all_key, together, (batch,))
+    own = zip(channels, keys, strict=True)
+    return {name: all_kept & ~jax.random.bernoulli(k, rates[name], (batch,)) for name, k in own}
+
+
 def columns(config: Config) -> tuple[str, ...]:
     """What a training row is joined from: pictures or latents, and the condition's columns."""
     picture = "pictures" if config.autoencoder.kind == "pixel" else "latents"
     return tuple(dict.fromkeys((picture, *conditions.of(config).columns)))
 
 
-def condition_frozen(context: Context, condition: conditions.Condition) -> dict[str, Any]:
-    """What a condition reads besides its parameters: exports of earlier stages and its basis."""
-    found = {stage: context.variables(stage) for stage in condition.needs}
+def condition_frozen(context: Context, needs: Sequence[str]) -> dict[str, Any]:
+    """What a condition reads besides its parameters: exports of earlier stages, their scales, and its basis."""
+    found = {stage: context.variables(stage) for stage in needs}
+    if "prior" in needs:
+        found["statistics"] = checkpoint.load_export(context.artefact("factors").path(STATISTICS))
     return found | {"basis": context.variables("condition")}
+
+
+def drawing_needs(condition: conditions.Condition) -> tuple[str, ...]:
+    """The stages that drawing reads."""
+    return tuple(dict.fromkeys((*condition.needs, *condition.request_needs)))
 
 
 class Trained:
@@ -120,7 +138,7 @@ class Trained:
         # One tree, so that compiled functions take it as an argument.
         self.variables = {
             "condition": params["condition"],
-            "frozen": condition_frozen(context, self.condition),
+            "frozen": condition_frozen(context, drawing_needs(self.condition)),
             "dit": {"params": params["dit"]},
         }
 

@@ -1,5 +1,6 @@
 """Stage 2: text embeddings learn to predict the factors that stage 1 found in the pictures."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -9,6 +10,7 @@ import numpy as np
 from vgjax import build, losses, weights
 from vgjax.config import Config
 from vgjax.context import Context
+from vgjax.data.records import PermutedFields, Rows
 from vgjax.stages.base import Batch, Stage, Terms
 
 
@@ -38,11 +40,22 @@ class Alignment(Stage):
         targets = (batch["anatomy"], batch["modality"])
         return losses.text_terms(outputs, targets, batch["embedding"], self._config.disentangler.alignment)
 
+    def source(self, split: str) -> Rows:
+        return paired(self._context, self.columns, split)
+
     def example(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
         return {name: row[name].astype(np.float32) for name in ("embedding", "anatomy", "modality")}
 
     def pretrained(self) -> tuple[Any, Any] | None:
         return load_pretrained(self._config)
+
+
+def paired(context: Context, columns: Sequence[str], split: str) -> Rows:
+    """Rows of texts and factors, those of some channels permuted where the config asks for that control experiment."""
+    rows, c = context.rows(columns, split), context.config.disentangler
+    permuted = {"anatomy": c.shuffle_anatomy_targets, "modality": c.shuffle_modality_targets}
+    fields = [name for name, on in permuted.items() if on]
+    return PermutedFields(rows, fields, context.config.seed) if fields else rows
 
 
 def load_pretrained(config: Config) -> tuple[Any, Any] | None:

@@ -7,8 +7,9 @@ from typing import Any
 import jax.numpy as jnp
 
 from vgjax.models.disentangler import TextDisentangler
-from vgjax.models.hffm import CHANNELS, ReferenceFusion
+from vgjax.models.hffm import ReferenceFusion
 from vgjax.models.sdnet import SDNet
+from vgjax.types import CHANNELS
 from vgjax.weights.convert import Network, Sizes, Table
 
 _UNET = "a_encoder.unet"

@@ -18,9 +18,9 @@ import numpy as np
 from flax import linen as nn
 
 from vgjax import losses
-from vgjax.models.hffm import CHANNELS
 from vgjax.models.layers import adain
 from vgjax.models.sdnet import PriorOutput
+from vgjax.types import CHANNELS
 from vgjax.weights.convert import COUNTER, WeightsError
 from vgjax.weights.networks import from_torch, to_torch
 from vgjax.weights.read import load, read_json

@@ -231,10 +231,24 @@ def caption(
     Modes: "own" words of the dataset, which fall back to measured ones where there are none; "measured"; "both", own
     words first. What is named of the measured factors, and how, is drawn.
     """
-    own = " ".join(entry_text.split()) if mode != "measured" else ""
+    own = own_text(entry_text, mode)
     levels = attribute_levels(attributes, thresholds, vocabulary)
     named = () if own and mode == "own" else choose_named(levels, rng)
     measured = "" if own and mode == "own" else describe(levels, rng, named, vocabulary)
-    parts = [part for part in (own, measured, f"Class: {label}." if label else "") if part]
-    ended = [part if part[-1] in ".!?" else part + "." for part in parts[:-1]]
-    return Caption(" ".join([*ended, parts[-1]]), levels, named)
+    return Caption(joined(own, measured, class_clause(label)), levels, named)
+
+
+def own_text(entry_text: str, mode: str) -> str:
+    """The dataset's own words on one line, where the mode of captions wants them."""
+    return " ".join(entry_text.split()) if mode != "measured" else ""
+
+
+def class_clause(label: str) -> str:
+    """The sentence that tells the class; none for none."""
+    return f"Class: {label}." if label else ""
+
+
+def joined(*parts: str) -> str:
+    """The parts that are not empty, all but the last ended as sentences are."""
+    *first, last = filter(None, parts)
+    return " ".join([*(part if part[-1] in ".!?" else part + "." for part in first), last])

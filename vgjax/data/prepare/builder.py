@@ -18,13 +18,14 @@ Row = Mapping[str, Any]
 
 VERSION = "1.0.0"
 PICTURES = ("image", "mask")
+OBJECTS = ("factors", "named", "wordings")  # stored as JSON
 
 
 class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: ignore[call-arg]
     """Rows that are ready, in the order given.
 
-    Features: id, image (H, W, 3) and mask (H, W, 1) as PNG, caption, label, group, factors and named (JSON), of which
-    training reads image, mask and caption only.
+    Features: id, image (H, W, 3) and mask (H, W, 1) as PNG, caption, label, group, and as JSON factors, named and
+    wordings (further captions by channel); training reads image, mask, caption and wordings only.
     """
 
     VERSION = tfds.core.Version(VERSION)
@@ -35,7 +36,7 @@ class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
 
     def _info(self) -> tfds.core.DatasetInfo:
         png = lambda channels: tfds.features.Image(shape=(None, None, channels), encoding_format="png")
-        texts = dict.fromkeys(("id", "caption", "label", "group", "factors", "named"), tfds.features.Text())
+        texts = dict.fromkeys(("id", "caption", "label", "group", *OBJECTS), tfds.features.Text())
         features = tfds.features.FeaturesDict({**texts, "image": png(3), "mask": png(1)})
         return tfds.core.DatasetInfo(builder=self, features=features, disable_shuffling=True)
 
@@ -44,8 +45,7 @@ class Prepared(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type
 
     def _generate_examples(self, rows: Iterable[Row]) -> Iterator[tuple[int, Row]]:
         for number, row in enumerate(tqdm(rows, desc="writing", unit="image", mininterval=1.0)):
-            factors, named = json.dumps(row["factors"]), json.dumps(list(row["named"]))
-            yield number, {**row, "factors": factors, "named": named}
+            yield number, {**row, **{name: json.dumps(row[name]) for name in OBJECTS}}
 
 
 def write(folder: pathlib.Path, name: str, rows: Mapping[str, Iterable[Row]]) -> None:
@@ -84,4 +84,4 @@ class Pictures:
     def __getitem__(self, row: int) -> dict[str, Any]:
         fields = self._source[row]
         texts = {name: value.decode() for name, value in fields.items() if name not in PICTURES}
-        return {**fields, **texts, "factors": json.loads(texts["factors"]), "named": json.loads(texts["named"])}
+        return {**fields, **texts, **{name: json.loads(texts[name]) for name in OBJECTS}}

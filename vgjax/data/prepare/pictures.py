@@ -66,9 +66,9 @@ def _shuffle(made: Plan, seed: int) -> None:
     """Captions permuted in training and validation; test keeps its own, which say what is wanted."""
     for split in ("train", "validation"):
         rows = list(made.rows[split].values())
-        texts = [row["caption"] for row in rows]
+        told = [(row["caption"], item_id) for item_id, row in made.rows[split].items()]
         for row, other in zip(rows, np.random.default_rng(seed).permutation(len(rows)), strict=True):
-            row["caption"] = texts[other]
+            row["caption"], row["worded_as"] = told[other]
 
 
 def _rows(made: Plan, split: str, config: Config) -> Iterator[dict[str, Any]]:
@@ -76,7 +76,11 @@ def _rows(made: Plan, split: str, config: Config) -> Iterator[dict[str, Any]]:
     wanted = made.rows[split]
     for item_id, image, mask in made.pictures():
         if item_id in wanted:
-            row = {**wanted[item_id], "id": item_id, "image": image, "mask": mask}
+            row = {**wanted[item_id], "id": item_id, "image": image, "mask": mask, "wordings": {}}
+            worded_as = row.pop("worded_as", item_id)
+            if split == "train":
+                rng = np.random.default_rng(number(f"wordings:{config.seed}:{worded_as}"))
+                row["wordings"] = made.wordings(worded_as, rng)
             if config.data.noise_factors:
                 rng = np.random.default_rng(number(item_id))
                 row["factors"] = {name: str(rng.integers(100)) for name in row["factors"]}

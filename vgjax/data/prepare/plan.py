@@ -12,6 +12,7 @@ import numpy as np
 from vgjax.config import Config, ConfigError
 from vgjax.data.caption import measure as captions
 from vgjax.data.caption.mask_reading import mask_reader
+from vgjax.data.caption.wordings import shortened, swapped
 from vgjax.data.caption.words import Vocabulary
 from vgjax.data.entries import Entry, Index, Plan, Reader, Thresholds, bad_root
 from vgjax.data.prepare import duplicates, splits
@@ -68,6 +69,7 @@ class FileSource:
         return Plan(
             rows=rows,
             pictures=lambda: ((row["id"], row["image"], row["mask"]) for row in parts),
+            wordings=_wordings(config, self.vocabulary, entries, rows["train"]),
             present=index.present,
             skipped=[*index.skipped, *parts.skipped],
             thresholds=thresholds,
@@ -143,3 +145,26 @@ def _captioned(
         texts = {"caption": made.text, "label": entry.label, "group": entry.group}
         rows[assigned[entry.id]][entry.id] = {**texts, "factors": made.levels, "named": made.named}
     return thresholds, rows
+
+
+def _wordings(
+    config: Config, vocabulary: Vocabulary, entries: Sequence[Entry], rows: Mapping[str, Mapping[str, Any]]
+) -> Callable[[str, np.random.Generator], dict[str, list[str]]]:
+    """Further captions of a training picture: its own text shortened, or what was measured, said anew."""
+    c, texts = config.data, {entry.id: entry.text for entry in entries}
+    others = [row["factors"] for row in rows.values()]
+    channels = dict.fromkeys(vocabulary.anatomy, "anatomy") | dict.fromkeys(vocabulary.modality, "modality")
+    say = lambda levels, rng: captions.describe(levels, rng, captions.choose_named(levels, rng), vocabulary)
+
+    def draw(item_id: str, rng: np.random.Generator) -> dict[str, list[str]]:
+        row = rows[item_id]
+        if own := captions.own_text(texts[item_id], c.captions):
+            found = shortened(own, c.wordings, rng)
+            if c.captions == "both":
+                found = {k: [captions.joined(text, say(row["factors"], rng)) for text in v] for k, v in found.items()}
+        else:
+            found = swapped(row["factors"], others, channels, say, c.wordings, rng)
+        label = row["label"] if c.label_in_caption else ""
+        return {k: [captions.joined(text, captions.class_clause(label)) for text in v] for k, v in found.items()}
+
+    return draw

@@ -15,6 +15,7 @@ from scipy import ndimage
 from tqdm import tqdm
 
 from vgjax.config import Config, ConfigError
+from vgjax.data.caption.wordings import swapped
 from vgjax.data.entries import Plan, Reader, Thresholds
 from vgjax.data.read.decode import to_png
 from vgjax.data.sources import phantom_reading, phantom_text
@@ -22,14 +23,22 @@ from vgjax.types import SPLITS, Item
 
 ANATOMY = ("position", "size", "shape", "count")
 MODALITY = ("colour", "brightness", "contrast", "texture", "blur")
+CHANNEL = dict.fromkeys(ANATOMY, "anatomy") | dict.fromkeys(MODALITY, "modality")
 FACTORS = {name: tuple(phantom_text.WORDINGS[name]) for name in (*ANATOMY, *MODALITY)}  # levels; a seed draws by order
 
-# (anatomy factor, level), (modality factor, level): never together in training or validation; 10.7 % of all draws.
+# (factor, level) pairs that never stand together in training or validation; 20.7 % of all draws.
 HELD_OUT = (
     (("size", "large"), ("colour", "amber")),
     (("position", "upper left"), ("colour", "blue")),
     (("position", "lower right"), ("colour", "red")),
+    (("size", "small"), ("shape", "lobed")),
 )
+
+STYLES: dict[str, dict[str, Any]] = {
+    "": {},
+    "new_patterns": {"patterns": phantom_text.NEW_PATTERNS},
+    "new_wordings": {"wordings": phantom_text.NEW_WORDINGS},
+}
 
 REFERENCE_SIZE = 32
 NAMED_PROBABILITY = 0.85
@@ -60,7 +69,7 @@ EDGE_SIGMA = {"sharp": 0.3, "soft": 1.2, "blurred": 2.2}
 
 def is_held_out(factors: Mapping[str, str]) -> bool:
     """Whether the levels contain a combination that training and validation never see."""
-    return any(factors[a] == a_level and factors[m] == m_level for (a, a_level), (m, m_level) in HELD_OUT)
+    return any(all(factors.get(factor) == level for factor, level in pair) for pair in HELD_OUT)
 
 
 def class_label(factors: Mapping[str, str]) -> str:
@@ -86,12 +95,18 @@ def choose_named(rng: np.random.Generator) -> tuple[str, ...]:
     return tuple(named)
 
 
-def describe(factors: Mapping[str, str], rng: np.random.Generator, named: Collection[str] | None = None) -> str:
-    """A caption that names the factors in `named` (default: `choose_named`) and no others."""
+def describe(
+    factors: Mapping[str, str], rng: np.random.Generator, named: Collection[str] | None = None, style: str = ""
+) -> str:
+    """A caption that names the factors in `named` (default: `choose_named`) and no others.
+
+    Args:
+      style: "" as in training, or one of `STYLES`: sentences or words that training never saw.
+    """
     named = choose_named(rng) if named is None else named
     if unknown := sorted(set(named) - set(FACTORS)):
         raise ValueError(f"named holds unknown factors {unknown}: choose among {list(FACTORS)}")
-    return phantom_text.compose(factors, rng, named)
+    return phantom_text.compose(factors, rng, named, **STYLES[style])
 
 
 def render(
@@ -166,17 +181,26 @@ class Phantom:
             pictures.append((item.id, to_png(item.image), to_png(item.mask)))
             texts = {"caption": item.caption, "label": item.label, "group": ""}
             rows[item.split][item.id] = {**texts, "factors": item.factors, "named": item.named}
-        return Plan(rows, lambda: pictures, present=len(pictures))
+        others = [row["factors"] for row in rows["train"].values()]
+
+        def wordings(item_id: str, rng: np.random.Generator) -> dict[str, list[str]]:
+            levels = rows["train"][item_id]["factors"]
+            return swapped(levels, others, CHANNEL, describe, c.wordings, rng, lambda both: not is_held_out(both))
+
+        return Plan(rows, lambda: pictures, wordings, present=len(pictures))
 
     def reader(self, thresholds: Thresholds) -> Reader:
         """Reads every factor from the pixels alone; levels are uniform, so chance is one among them."""
-        channels = dict.fromkeys(ANATOMY, "anatomy") | dict.fromkeys(MODALITY, "modality")
         return Reader(
-            channels=channels,
-            described=channels,
+            channels=CHANNEL,
+            described=CHANNEL,
             read=lambda pictures, lesion: phantom_reading.measure_many(pictures),
             chance=lambda requested, factor: 1.0 / len(FACTORS[factor]),
             describe=describe,
+            outline=lambda pictures, lesion: np.stack([phantom_reading.outline(picture) for picture in pictures]),
+            levels=FACTORS,
+            held_out=HELD_OUT,
+            styles=tuple(filter(None, STYLES)),
         )
 
 

@@ -46,6 +46,7 @@ OWN_VARIANCE = 1.05  # of the smoothing and differencing by which slopes are fou
 CORE_LOSS = {"round": 7.0, "oval": 12.0, "lobed": 15.5}  # blur drains a core by this times (width / radius)^4
 SATELLITE_AREA = 32.0
 LEAST_SATELLITE = 0.3  # of the mass of a nominal one
+OUTLINE_SIGMA = 0.5  # against grain
 FADING = 3.9  # pixels: as far as a blurred lesion reaches beyond its core
 LEAST_DEPTH = 0.06
 
@@ -106,6 +107,15 @@ def measure(image: np.ndarray) -> dict[str, str | None]:
         "contrast": _level(lesion.depth / core, CONTRAST_LEVELS),
         "blur": _level(edge, BLUR_LEVELS),
     }
+
+
+def outline(image: np.ndarray) -> np.ndarray:
+    """Where the main lesion is at least half as dark as its core, (SIDE, SIDE) bool; empty where there is none."""
+    around = _surroundings(_reference_image(image).mean(axis=-1))
+    lesion = _find_lesion(around)
+    if lesion is None:
+        return np.zeros((SIDE, SIDE), bool)
+    return lesion.region & (_blurred(around.depth_map, OUTLINE_SIGMA) > 0.5 * lesion.depth)
 
 
 def measure_many(images: Iterable[np.ndarray]) -> list[Mapping[str, str | None]]:

@@ -71,6 +71,10 @@ MODALITY_WORDINGS: dict[str, dict[str, tuple[str, ...]]] = {
     },
 }
 
+# The last wording of each level is kept out of training and of test captions: the metric "reworded" asks with it.
+KNOWN_WORDINGS = slice(None, -1)
+NEW_WORDINGS = slice(-1, None)
+
 NOUNS = ("lesion", "nodule", "focus of disease")
 WORDINGS = ANATOMY_WORDINGS | MODALITY_WORDINGS
 
@@ -86,8 +90,6 @@ PATTERNS: tuple[str, ...] = (
     "The patient presents with {a}. The recording has {m}.",
     "Impression: {a}. Appearance: {m}.",
     "Visible is {a}. The scan comes with {m}.",
-    "Report: {a}, seen with {m}.",
-    "This study contains {a} and displays {m}.",
     "The image shows {m}. There is {a}.",
     "Recorded with {m}, the picture shows {a}.",
     "Technique: {m}. Findings: {a}.",
@@ -98,24 +100,43 @@ PATTERNS: tuple[str, ...] = (
     "The recording has {m}. The patient presents with {a}.",
     "Appearance: {m}. Impression: {a}.",
     "With {m}, the scan depicts {a}.",
+)
+# Kept out of training and of test captions likewise.
+NEW_PATTERNS: tuple[str, ...] = (
     "A frame with {m}, in which one finds {a}.",
     "Follow-up image with {m}: {a}.",
+    "This study contains {a} and displays {m}.",
+    "Report: {a}, seen with {m}.",
 )
 ANATOMY_ONLY: tuple[str, ...] = ("There is {a}.", "Findings: {a}.", "The picture shows {a}.")
 MODALITY_ONLY: tuple[str, ...] = ("The image shows {m}.", "Technique: {m}.", "A frame with {m}.")
 NOTHING_SAID: tuple[str, ...] = ("A clinical photograph.", "An image of the skin.")
 
 
-def compose(factors: Mapping[str, str], rng: np.random.Generator, named: Collection[str]) -> str:
-    """One caption that names the level of every factor in `named` and of no other."""
-    words = {name: rng.choice(levels[factors[name]]) for name, levels in ANATOMY_WORDINGS.items() if name in named}
+def compose(
+    factors: Mapping[str, str],
+    rng: np.random.Generator,
+    named: Collection[str],
+    wordings: slice = KNOWN_WORDINGS,
+    patterns: tuple[str, ...] = PATTERNS,
+) -> str:
+    """One caption that names the level of every factor in `named` and of no other.
+
+    Args:
+      wordings: which of a level's wordings to choose among.
+      patterns: sentences for captions that name factors of both channels.
+    """
+    pick = lambda choices: choices[int(rng.integers(len(choices)))]  # as rng.choice, which is ten times slower
+    word = lambda levels, name: pick(levels[factors[name]][wordings])
+    words = {name: word(levels, name) for name, levels in ANATOMY_WORDINGS.items() if name in named}
     anatomy = ""
     if words:
-        noun = " ".join([*(words[n] for n in ("size", "shape") if n in words), rng.choice(NOUNS)])
+        noun = " ".join([*(words[n] for n in ("size", "shape") if n in words), pick(NOUNS)])
         anatomy = " ".join([article(noun), *(words[n] for n in ("position", "count") if n in words)])
-    phrases = [rng.choice(levels[factors[name]]) for name, levels in MODALITY_WORDINGS.items() if name in named]
+    phrases = [word(levels, name) for name, levels in MODALITY_WORDINGS.items() if name in named]
     phrases = [phrases[i] for i in rng.permutation(len(phrases))]
     modality = " and ".join(filter(None, [", ".join(phrases[:-1]), *phrases[-1:]]))
-    patterns = (PATTERNS if modality else ANATOMY_ONLY) if anatomy else MODALITY_ONLY if modality else NOTHING_SAID
-    text = rng.choice(patterns).format(a=anatomy, m=modality)
+    if not (anatomy and modality):
+        patterns = ANATOMY_ONLY if anatomy else MODALITY_ONLY if modality else NOTHING_SAID
+    text = pick(patterns).format(a=anatomy, m=modality)
     return text[0].upper() + text[1:]

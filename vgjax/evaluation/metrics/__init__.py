@@ -1,5 +1,14 @@
 """Metrics by the name that config key `evaluate.metrics` takes: one file each."""
 
-from vgjax.evaluation.metrics import control, gain, prior, swap
+from vgjax.evaluation.metrics import composition, control, gain, mask, prior, separation, swap
 
-METRICS = {"control": control.METRIC, "gain": gain.METRIC, "swap": swap.METRIC, "prior": prior.METRIC}
+METRICS = {
+    "control": control.METRIC,
+    "gain": gain.METRIC,
+    "swap": swap.METRIC,
+    "prior": prior.METRIC,
+    "leakage": separation.LEAKAGE,
+    "wording": separation.WORDING,
+    "composition": composition.METRIC,
+    "mask": mask.METRIC,
+}

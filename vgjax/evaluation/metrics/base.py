@@ -79,7 +79,7 @@ class Metric(NamedTuple):
     Attributes:
       run: (cases, drawn sets by name, real pictures, options) -> estimates by name.
       sets: name -> the requests of a set of pictures; sets of equal names are one, drawn once and shared.
-      needs: stages and channels of the condition without which it is left out.
+      needs: stages, channels of the condition, styles of the reader or "held_out" pairs, without which it is left out.
     """
 
     run: Callable[[Sequence[TestCase], Mapping[str, Seen], Seen, Options], Results]

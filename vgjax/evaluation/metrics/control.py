@@ -1,17 +1,18 @@
 """Control: does the generated picture show what its text asked for, factor by factor?"""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from vgjax.data.entries import Levels
 from vgjax.evaluation.metrics.base import CAPTIONS, Estimate, Metric, Options, Results, Seen, TestCase, caption_requests
-from vgjax.evaluation.metrics.numbers import bootstrap_interval
+from vgjax.evaluation.metrics.numbers import bootstrap_interval, mean_estimate
 
 
 def measure(cases: Sequence[TestCase], drawn: Mapping[str, Seen], real: Seen, options: Options) -> Results:
     """control/accuracy, control/score (0: guessing, 1: always right), control/chance, control_real by factor.
 
+    control/accuracy_joint is the share of captions all of whose named factors are right.
     Over one picture a caption; of factors that at least one caption names, and not all of them at the same level.
     """
     accuracies: dict[str, list[float]] = {}
@@ -32,12 +33,19 @@ def measure(cases: Sequence[TestCase], drawn: Mapping[str, Seen], real: Seen, op
     if accuracies:
         mean = np.concatenate(list(accuracies.values())).mean()
         yield "control/accuracy_mean", Estimate(float(mean), len(cases))
+        rows = (named_hits(case, levels, options.reader.channels) for case, levels in zip(cases, read, strict=True))
+        yield "control/accuracy_joint", mean_estimate([all(row) for row in rows if row], options)
 
 
 def hits(cases: Sequence[TestCase], read: Sequence[Levels], factor: str) -> np.ndarray:
     """1.0 where the level read is the one asked for, over the captions that name the factor; unreadable is wrong."""
     asked = [(case.requested, levels) for case, levels in zip(cases, read, strict=True) if factor in case.requested]
     return np.array([float(requested[factor] == levels.get(factor)) for requested, levels in asked])
+
+
+def named_hits(case: TestCase, read: Levels, readable: Collection[str]) -> list[bool]:
+    """Of each factor that the caption names and that can be read, whether the level read is the one asked for."""
+    return [read.get(factor) == level for factor, level in case.requested.items() if factor in readable]
 
 
 METRIC = Metric(measure, {CAPTIONS: caption_requests})

@@ -1,7 +1,7 @@
 """The metrics of a run: one flat JSON file, and intervals of means."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy.typing as npt
 import scipy.stats
 
 from vgjax.atomic import write_json
+from vgjax.evaluation.metrics.base import Estimate, Options
 
 REQUIRED_PROVENANCE = ("config", "command", "commit", "hardware", "seed")
 
@@ -67,3 +68,9 @@ def bootstrap_interval(values: npt.ArrayLike, seed: int, n: int = 2000, level: f
         [values], np.mean, n_resamples=n, confidence_level=level, method="percentile", rng=seed
     ).confidence_interval
     return float(low), float(high)
+
+
+def mean_estimate(values: Sequence[float] | np.ndarray, options: Options) -> Estimate:
+    """The mean of values, with its 95 % interval."""
+    interval = bootstrap_interval(values, options.seed, options.resamples)
+    return Estimate(float(np.mean(values)), len(values), interval)

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from vgjax import seeds
 from vgjax.evaluation.metrics.base import Estimate, Metric, Options, Results, Seen, TestCase
 from vgjax.types import Request
 
@@ -28,7 +29,8 @@ def requests(cases: Sequence[TestCase], options: Options) -> list[Request]:
 
     rows, columns = grid(cases)
     anatomy, modality = [text(case, "anatomy") for case in rows], [text(case, "modality") for case in columns]
-    return [Request(anatomy=row, modality=column, same_noise=True) for row in anatomy for column in modality]
+    seed = seeds.derive(options.seed, "evaluate", SWAP, 0)
+    return [Request(anatomy=row, modality=column, seed=seed) for row in anatomy for column in modality]
 
 
 def measure(cases: Sequence[TestCase], drawn: Mapping[str, Seen], real: Seen, options: Options) -> Results:

@@ -1,0 +1,123 @@
+"""The table of control: what a row says of its seeds, what is measured again, and what is refused."""
+
+import argparse
+import json
+import pathlib
+
+import numpy as np
+import pytest
+
+from vgjax.evaluation import control
+from vgjax.evaluation.control import ROWS, Row
+
+
+def found(accuracy, digest="d", gap=0.02):
+    estimates = {
+        "control/accuracy_mean": {"value": accuracy, "n": 10, "interval": [accuracy - 0.1, accuracy + 0.1]},
+        "control/accuracy/size": {"value": accuracy - 0.2, "n": 10, "interval": None},
+        "control/accuracy/blur": {"value": accuracy + 0.1, "n": 10, "interval": None},
+        "composition/gap": {"value": gap, "n": 10, "interval": [0.0, 0.04]},
+    }
+    shared = {"parameters": 5, "steps": {"denoiser": 6}, "commit": "c", "hardware": "h"}
+    return {"estimates": estimates, "digest": digest, **shared}
+
+
+def test_a_row_of_one_seed_tells_its_interval_over_captions():
+    row = control.summary("quick", [found(0.8)], 100)
+    assert (row["accuracy_mean"], row["composition"], row["seeds"], row["prompts"]) == (0.8, 0.02, 1, 100)
+    assert row["ci95"]["accuracy_mean"] == pytest.approx([0.7, 0.9])
+    assert row["accuracy"] == pytest.approx({"size": 0.6, "blur": 0.9}) and row["accuracy_min"] == pytest.approx(0.6)
+    assert "leakage_anatomy" not in row  # nobody measured it
+
+
+def test_a_row_of_several_seeds_tells_their_mean_and_its_interval_over_seeds():
+    row = control.summary("default", [found(a, digest=str(a)) for a in (0.8, 0.82, 0.84)], 100)
+    assert row["accuracy_mean"] == pytest.approx(0.82) and row["digest"] == ["0.8", "0.82", "0.84"]
+    # Student's t of two degrees of freedom at 97.5 %, and the standard error of three values that are .02 apart.
+    half = 4.302653 * 0.02 / np.sqrt(3)
+    assert row["ci95"]["accuracy_mean"] == pytest.approx([0.82 - half, 0.82 + half], abs=1e-6)
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch):
+    """write_table on rows whose measurement is made up; counts what is measured."""
+    monkeypatch.setattr(control, "ROWS", {"quick": Row(""), "default": Row("long", seeds=2)})
+    measured = []
+
+    class FakeRun:
+        def __init__(self, name, seed):
+            self.name, self.digest = name, f"{name}-{seed}"
+
+        def recipe(self, name):
+            return argparse.Namespace(digest=self.digest)
+
+    monkeypatch.setattr(control, "open_row", lambda config, row, seed, options: FakeRun(row.variants, seed))
+    monkeypatch.setattr(control, "measure", lambda run: measured.append(run.digest) or found(0.8, digest=run.digest))
+    options = argparse.Namespace(results=str(tmp_path), prompts=10, seeds=0)
+    path = tmp_path / "control_phantom.json"
+
+    def write(*names):
+        measured.clear()
+        control.write_table("phantom", names, options)
+        return measured, [row["name"] for row in json.loads(path.read_text())["rows"]]
+
+    return write, path
+
+
+def test_rows_are_written_one_by_one_and_measured_once(table):
+    write, _ = table
+    assert write("default") == (["long-0", "long-1"], ["default"])
+    assert write("quick", "default") == (["-0"], ["quick", "default"])
+    assert write("quick", "default") == ([], ["quick", "default"])
+
+
+def test_a_row_of_other_artefacts_is_stale_and_measured_again(table):
+    write, path = table
+    write("quick", "default")
+    rows = json.loads(path.read_text())
+    rows["rows"][0]["digest"] = ["of an older config"]
+    path.write_text(json.dumps(rows))
+    assert write("quick", "default") == (["-0"], ["quick", "default"])
+
+
+def test_an_unknown_row_is_one_sentence(capsys):
+    assert control.main(["--rows=quick,fast"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("error: --rows names 'fast': choose among quick, default") and told.count("\n") == 1
+
+
+@pytest.mark.parametrize("name", list(ROWS))
+def test_every_row_is_a_config_that_can_be_run(name, tmp_path):
+    options = argparse.Namespace(root="", prompts=50, workdir=str(tmp_path), store=str(tmp_path / "store"))
+    run = control.open_row("phantom", ROWS[name], 0, options)
+    assert "evaluation" in run.producers and run.config.seed == 0
+    assert (
+        run.recipe("evaluation").digest
+        != control.open_row("phantom", ROWS[name], 1, options).recipe("evaluation").digest
+    )
+
+
+def test_the_readme_shows_what_the_results_say(tmp_path):
+    """Rows whose artefacts are no longer those of the config are marked; after a change the table is written anew."""
+    repository = pathlib.Path(__file__).resolve().parents[1]
+    path, readme = repository / "results" / "control_phantom.json", (repository / "README.md").read_text()
+    if not path.exists():
+        pytest.skip("no results yet")
+    rows = json.loads(path.read_text())["rows"]
+    options = argparse.Namespace(root="", prompts=1, workdir=str(tmp_path), store=str(tmp_path / "store"))
+    shown = readme.partition("<!-- control:phantom -->\n")[2].partition("\n<!-- /control:phantom -->")[0]
+    assert shown == control.markdown(rows, control.stale_rows("phantom", rows, options)), (
+        "write the table anew: python -m vgjax.evaluation.control --rows= --readme=README.md"
+    )
+
+
+def test_a_readme_gets_the_table_between_its_marks(tmp_path):
+    path = tmp_path / "README.md"
+    path.write_text("before\n<!-- control:x -->\nold\n<!-- /control:x -->\nafter\n")
+    row = {"name": "quick", "accuracy_mean": 0.96123, "parameters": 4_500_000, "seeds": 1}
+    control.write_readme(path, "x", control.markdown([row], ["quick"]))
+    lines = path.read_text().splitlines()
+    assert lines[0] == "before" and lines[-1] == "after" and "old" not in lines
+    assert lines[4] == "| quick (stale) | 0.961 |" + "  |" * 8 + " 4.50 M | 1 |"
+    control.write_readme(path, "x", "new")
+    assert path.read_text() == "before\n<!-- control:x -->\nnew\n<!-- /control:x -->\nafter\n"

@@ -1,0 +1,213 @@
+"""How well a dataset's configs control pictures, row by row:  python -m vgjax.evaluation.control --config=phantom.
+
+Each row is a config variant, trained and measured under one or several seeds. Rows share what they share (see
+`vgjax.store`), finished ones are written to results/control_<config>.json at once, and the same command goes on with
+those that are missing or stale.
+"""
+
+import argparse
+import json
+import logging
+import pathlib
+import sys
+from collections.abc import Collection, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import scipy.stats
+
+from vgjax import run as runs
+from vgjax.atomic import write_json, write_text
+from vgjax.config import ConfigError
+from vgjax.context import Run
+from vgjax.evaluation.evaluate import results
+from vgjax.stages import plan
+
+METRICS = ("control", "leakage", "wording", "composition", "mask", "prior")
+
+
+class Row(NamedTuple):
+    """A row of the table."""
+
+    variants: str  # of the config, joined by "+"
+    seeds: int = 1
+    keys: Mapping[str, Any] = {}  # in the place of the config's
+
+
+# Ablations differ from `quick` by one thing each.
+ROWS: dict[str, Row] = {
+    "quick": Row(""),
+    "default": Row("long", seeds=3),
+    "reference": Row("reference", seeds=3),
+    "pixart_text": Row("pixart_text", seeds=3),
+    "class": Row("class_label"),
+    "mean instead of sample": Row("regression"),
+    "text factors instead of picture factors": Row("regression", keys={"denoiser.learn_from": "text"}),
+    "no spatial path": Row("", keys={"denoiser.spatial_path": False}),
+    "no style path": Row("", keys={"denoiser.style_path": False}),
+    "no single nulls": Row("", keys={"denoiser.dropout.anatomy": 0.0, "denoiser.dropout.modality": 0.0}),
+}
+
+
+def open_row(config: str, row: Row, seed: int, options: argparse.Namespace) -> Run:
+    """The run of one row under one seed."""
+    sys.path.append(str(pathlib.Path(__file__).resolve().parents[2]))  # configs/ stands beside the package
+    module = __import__(f"configs.{config}", fromlist=["get_config"])
+    c = module.get_config(row.variants)
+    c.update_from_flattened_dict({**row.keys, "seed": seed, "data.root": options.root})
+    c.evaluate.update(metrics=METRICS, prompts=options.prompts)
+    if config == "phantom":
+        c.data.test_items = max(c.data.test_items, options.prompts)
+    return runs.open_run(c, f"{options.workdir}/{config}", options.store)
+
+
+def measure(run: Run) -> dict[str, Any]:
+    """Estimates by name, and what else a row tells of one seed."""
+    runs.train(run)
+    _, origin = results(run)
+    params = {
+        stage.name: sum(a.size for a in _leaves(run.context.variables(stage.name)["params"]))
+        for stage in plan(run.config)
+    }
+    return {
+        "estimates": origin["estimates"],
+        "parameters": sum(count for name, count in params.items() if name != "prior"),
+        "steps": {stage.name: getattr(run.config, stage.name).train.steps for stage in plan(run.config)},
+        "commit": origin["commit"],
+        "hardware": origin["hardware"],
+        "digest": run.artefact("evaluation").digest,
+    }
+
+
+def _leaves(tree: Any) -> list[np.ndarray]:
+    return [leaf for value in tree.values() for leaf in _leaves(value)] if isinstance(tree, dict) else [tree]
+
+
+def summary(name: str, found: Sequence[Mapping[str, Any]], prompts: int) -> dict[str, Any]:
+    """A row of the results: means over seeds; 95 % intervals over captions, or over seeds where there are several."""
+    columns = {
+        "accuracy_mean": "control/accuracy_mean",
+        "accuracy_joint": "control/accuracy_joint",
+        "composition": "composition/gap",
+        "leakage_anatomy": "leakage/anatomy",
+        "leakage_modality": "leakage/modality",
+        "paraphrase": "new_patterns/same",
+        "new_wordings": "new_wordings/accuracy",
+        "mask_iou": "mask/iou",
+        "mask_iou_real": "mask_real/iou",
+    }
+    row: dict[str, Any] = {"name": name, "seeds": len(found), "prompts": prompts}
+    intervals = {}
+    for column, estimate in columns.items():
+        per_seed = [one["estimates"][estimate] for one in found if estimate in one["estimates"]]
+        if per_seed:
+            values = [one["value"] for one in per_seed]
+            row[column] = float(np.mean(values))
+            intervals[column] = _interval(values) if len(values) > 1 else per_seed[0]["interval"]
+    prefix = "control/accuracy/"
+    factors = [key.removeprefix(prefix) for key in found[0]["estimates"] if key.startswith(prefix)]
+    row["accuracy"] = {f: float(np.mean([one["estimates"][prefix + f]["value"] for one in found])) for f in factors}
+    row["accuracy_min"] = min(row["accuracy"].values(), default=None)
+    shared = {key: found[0][key] for key in ("parameters", "steps", "commit", "hardware")}
+    return {**row, **shared, "digest": [one["digest"] for one in found], "ci95": intervals}
+
+
+def _interval(values: Sequence[float]) -> list[float]:
+    """Of the mean over seeds, by Student's t."""
+    half = scipy.stats.sem(values) * scipy.stats.t.ppf(0.975, len(values) - 1)
+    return [float(np.mean(values) - half), float(np.mean(values) + half)]
+
+
+def results_path(config: str, options: argparse.Namespace) -> pathlib.Path:
+    """The file of a config's rows."""
+    return pathlib.Path(options.results) / f"control_{config}.json"
+
+
+def write_table(config: str, names: Sequence[str], options: argparse.Namespace) -> None:
+    """Measures the rows that are missing or stale and writes each as it is finished."""
+    path = results_path(config, options)
+    known = {row["name"]: row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
+    for name in names:
+        opened = [open_row(config, ROWS[name], seed, options) for seed in range(options.seeds or ROWS[name].seeds)]
+        if known.get(name, {}).get("digest") == [run.recipe("evaluation").digest for run in opened]:
+            logging.info("row %s: as it was", name)
+            continue
+        known[name] = summary(name, [measure(run) for run in opened], options.prompts)
+        logging.info("row %s: mean %.3f", name, known[name]["accuracy_mean"])
+        write_json(path, {"rows": [known[row] for row in ROWS if row in known]})
+
+
+COLUMNS = {  # heading of the table -> key of a row
+    "mean": "accuracy_mean",
+    "least factor": "accuracy_min",
+    "joint": "accuracy_joint",
+    "unseen pairs": "composition",
+    "leak, anatomy": "leakage_anatomy",
+    "leak, modality": "leakage_modality",
+    "paraphrase": "paraphrase",
+    "new words": "new_wordings",
+    "mask IoU": "mask_iou",
+}
+
+
+def markdown(rows: Sequence[Mapping[str, Any]], stale: Collection[str]) -> str:
+    """The table of the README."""
+    number = lambda row, key: f"{row[key]:.3f}" if row.get(key) is not None else ""
+    lines = [f"| row | {' | '.join(COLUMNS)} | parameters | seeds |", "|---" * (len(COLUMNS) + 3) + "|"]
+    for row in rows:
+        name = row["name"] + " (stale)" * (row["name"] in stale)
+        cells = [number(row, key) for key in COLUMNS.values()]
+        cells = [name, *cells, f"{row['parameters'] / 1e6:.2f} M", str(row["seeds"])]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def stale_rows(config: str, rows: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> list[str]:
+    """Names of rows whose artefacts are no longer those of the config."""
+    found = []
+    for row in rows:
+        own = argparse.Namespace(**{**vars(options), "prompts": row["prompts"]})
+        opened = [open_row(config, ROWS[row["name"]], seed, own) for seed in range(row["seeds"])]
+        if row["digest"] != [run.recipe("evaluation").digest for run in opened]:
+            found.append(row["name"])
+    return found
+
+
+def write_readme(path: pathlib.Path, config: str, table: str) -> None:
+    """Puts the table between the README's marks of the config."""
+    start, end = f"<!-- control:{config} -->\n", f"\n<!-- /control:{config} -->"
+    before, _, rest = path.read_text(encoding="utf-8").partition(start)
+    write_text(path, before + start + table + end + rest.partition(end)[2])
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parses and dispatches; errors that the user can mend are one sentence and exit code 2."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", default="phantom", help="name of a file in configs/")
+    parser.add_argument("--rows", default="quick", help="names, separated by commas; all: every row")
+    parser.add_argument("--prompts", type=int, default=2000, help="test captions")
+    parser.add_argument("--seeds", type=int, default=0, help="seeds a row; 0: as the row says")
+    parser.add_argument("--root", default="", help="folder of the dataset")
+    parser.add_argument("--workdir", default="runs/control")
+    parser.add_argument("--store", default="runs/store")
+    parser.add_argument("--results", default="results")
+    parser.add_argument("--readme", default="", help="a README whose table is to be written anew from the results")
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
+    names = list(ROWS) if options.rows == "all" else list(filter(None, options.rows.split(",")))
+    try:
+        if unknown := [name for name in names if name not in ROWS]:
+            raise ConfigError(f"--rows names {unknown[0]!r}: choose among {', '.join(ROWS)}")
+        write_table(options.config, names, options)
+        if options.readme:
+            rows = json.loads(results_path(options.config, options).read_text())["rows"]
+            table = markdown(rows, stale_rows(options.config, rows, options))
+            write_readme(pathlib.Path(options.readme), options.config, table)
+    except ConfigError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

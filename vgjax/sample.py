@@ -118,7 +118,8 @@ def read_request(config: Config, asked: Mapping[str, str]) -> Request:
                 shape = picture.shape[:2]
                 mask = read_mask([path], path.resolve().parent, shape) if name == "mask" else np.zeros(shape, np.uint8)
             except ImageError as error:
-                raise ConfigError(f"--{name}: '{value}' cannot be used ({error}): name the file of a picture") from None
+                fault = f"{error.reason}: {error.detail}"
+                raise ConfigError(f"--{name}: '{value}' cannot be used ({fault}): name the file of a picture") from None
             image, mask = square(picture, mask, c.image_size, c.aspect)
             fields["mask" if name == "mask" else f"{name}_image"] = to_png(mask if name == "mask" else image)
     return Request(**fields)

@@ -169,7 +169,9 @@ def test_an_open_question_is_answered_by_one_of_its_answers():
 
     def step(state, key):
         params, moments = state
-        total = lambda p: pipeline.factor_flow_errors(build.Model(flow, {"params": p}), x, given, keep, key).mean()
+        order = jax.random.permutation(jax.random.fold_in(key, 1), count)  # times are drawn by place in the batch
+        rows = jax.tree.map(lambda column: column[order], (x, given, keep))
+        total = lambda p: pipeline.factor_flow_errors(build.Model(flow, {"params": p}), *rows, key).mean()
         updates, moments = tx.update(jax.grad(total)(params), moments)
         return (optax.apply_updates(params, updates), moments), None
 

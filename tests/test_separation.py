@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from tests.test_wordings import of_channel, said
-from vgjax.data.sources import phantom, phantom_text
+from vgjax.data.caption.words import BREAST
+from vgjax.data.sources import SOURCES, phantom, phantom_text
 from vgjax.evaluation.metrics import METRICS, base, composition, separation
 from vgjax.evaluation.metrics.base import Options, Seen
 from vgjax.types import CHANNELS
@@ -115,6 +116,25 @@ def test_a_channel_that_follows_the_others_words_is_told(leaky):
 def test_the_share_is_of_the_factors_of_the_channel():
     before, after = (Seen(PICTURE[None], [levels]) for levels in ({"size": "small", "blur": "sharp"}, {"size": "big"}))
     assert separation.changed(before, after, ["size", "blur", "count", "shape"]).tolist() == [0.5]
+
+
+def test_measured_captions_of_a_dataset_are_reworded_and_mixed_too():
+    """A picture without lesion, of which no position is known, lends none; the case keeps its own."""
+    reader = SOURCES["busi"].reader({})
+    whole = {"position": "centre", "size": "small", "contrast": "low", "brightness": "dark"}
+    other = {"position": "upper left", "size": "large", "contrast": "high", "brightness": "bright"}
+    bare = {"contrast": "high", "brightness": "bright"}
+    cases = [base.TestCase("", "", levels, levels, PICTURE, MASK) for levels in (whole, whole, bare, other)]
+    sets = asked("leakage", cases, OPTIONS._replace(reader=reader))
+    assert all(len(requests) == 4 and all(one.prompt for one in requests) for requests in sets.values())
+    words = lambda factor, level: reader_words(sets["other_anatomy"][1].prompt, factor, level)
+    assert words("size", "large") and words("contrast", "low")  # the other's anatomy, the case's own modality
+    assert reader_words(sets["other_anatomy"][0].prompt, "size", "small")
+
+
+def reader_words(text, factor, level):
+    """Whether a text on an ultrasound names a level."""
+    return any(words in text.lower() for words in BREAST.words[factor][level])
 
 
 def test_captions_of_which_nothing_is_known_measure_no_leakage():

@@ -176,6 +176,18 @@ def to_components(factors: Factors, basis: Mapping[str, Any]) -> Inputs:
 FACTOR_PROCESS = Process("flow")
 
 
+def process_errors(
+    process: Process,
+    output: Callable[[jax.Array, jax.Array], jax.Array],
+    x_0: jax.Array,
+    time_key: jax.Array,
+    noise_key: jax.Array,
+) -> jax.Array:
+    """Squared error of a network's output, a function of (x_t, t_B), for clean x_0 at random times, (B,)."""
+    t, noise = process.draw_time(time_key, len(x_0)), jax.random.normal(noise_key, x_0.shape)
+    return losses.mse(output(process.add_noise(x_0, noise, t), t), process.target(x_0, noise, t))
+
+
 def mask_coverage(mask_BHW: jax.Array, cells: int) -> jax.Array:
     """How much of each of cells x cells squares a mask (0 or 1) covers, (B, cells * cells) in [0, 1]."""
     x = jax.image.resize(mask_BHW.astype(jnp.float32), (len(mask_BHW), cells, cells), "linear")
@@ -186,11 +198,8 @@ def factor_flow_errors(
     flow: Model, parts_BM: jax.Array, given: Mapping[str, jax.Array], keep: Keep, key: jax.Array
 ) -> jax.Array:
     """Squared error of a factor flow's velocity at random times, (B,) (Lipman et al. 2023, eq. 23)."""
-    time_key, noise_key = jax.random.split(key)
-    t, noise = FACTOR_PROCESS.draw_time(time_key, len(parts_BM)), jax.random.normal(noise_key, parts_BM.shape)
-    x_t = FACTOR_PROCESS.add_noise(parts_BM, noise, t)
-    velocity = flow(x_t, FACTOR_PROCESS.network_time(t), given, keep)
-    return losses.mse(velocity, FACTOR_PROCESS.target(parts_BM, noise, t))
+    velocity = lambda x_t, t_B: flow(x_t, FACTOR_PROCESS.network_time(t_B), given, keep)
+    return process_errors(FACTOR_PROCESS, velocity, parts_BM, *jax.random.split(key))
 
 
 def draw_factors(
@@ -225,9 +234,7 @@ def diffusion_errors(
     dit: Model, process: Process, x_0: jax.Array, tokens: Tokens, time_key: jax.Array, noise_key: jax.Array
 ) -> jax.Array:
     """Squared error of the network's output for clean latents x_0 (B, h, w, c) at random times, (B,)."""
-    t, noise = process.draw_time(time_key, len(x_0)), jax.random.normal(noise_key, x_0.shape)
-    x_t = process.add_noise(x_0, noise, t)
-    return losses.mse(denoise(dit, process, x_t, t, tokens), process.target(x_0, noise, t))
+    return process_errors(process, lambda x_t, t_B: denoise(dit, process, x_t, t_B, tokens), x_0, time_key, noise_key)
 
 
 class Sampling(NamedTuple):

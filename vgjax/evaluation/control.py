@@ -13,6 +13,7 @@ import sys
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 import scipy.stats
 
@@ -51,7 +52,6 @@ ROWS: dict[str, Row] = {
 
 def open_row(config: str, row: Row, seed: int, options: argparse.Namespace) -> Run:
     """The run of one row under one seed."""
-    sys.path.append(str(pathlib.Path(__file__).resolve().parents[2]))  # configs/ stands beside the package
     module = __import__(f"configs.{config}", fromlist=["get_config"])
     c = module.get_config(row.variants)
     c.update_from_flattened_dict({**row.keys, "seed": seed, "data.root": options.root})
@@ -66,7 +66,7 @@ def measure(run: Run) -> dict[str, Any]:
     runs.train(run)
     _, origin = results(run)
     params = {
-        stage.name: sum(a.size for a in _leaves(run.context.variables(stage.name)["params"]))
+        stage.name: sum(a.size for a in jax.tree.leaves(run.context.variables(stage.name)["params"]))
         for stage in plan(run.config)
     }
     return {
@@ -77,10 +77,6 @@ def measure(run: Run) -> dict[str, Any]:
         "hardware": origin["hardware"],
         "digest": run.artefact("evaluation").digest,
     }
-
-
-def _leaves(tree: Any) -> list[np.ndarray]:
-    return [leaf for value in tree.values() for leaf in _leaves(value)] if isinstance(tree, dict) else [tree]
 
 
 def summary(name: str, found: Sequence[Mapping[str, Any]], prompts: int) -> dict[str, Any]:
@@ -133,8 +129,8 @@ def write_table(config: str, names: Sequence[str], options: argparse.Namespace) 
             logging.info("row %s: as it was", name)
             continue
         known[name] = summary(name, [measure(run) for run in opened], options.prompts)
-        logging.info("row %s: mean %.3f", name, known[name]["accuracy_mean"])
         write_json(path, {"rows": [known[row] for row in ROWS if row in known]})
+        logging.info("row %s: mean accuracy %s", name, known[name].get("accuracy_mean", "not measured"))
 
 
 COLUMNS = {  # heading of the table -> key of a row
@@ -193,6 +189,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--results", default="results")
     parser.add_argument("--readme", default="", help="a README whose table is to be written anew from the results")
     options = parser.parse_args(arguments)
+    sys.path.append(str(pathlib.Path(__file__).resolve().parents[2]))  # configs/ stands beside the package
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
     names = list(ROWS) if options.rows == "all" else list(filter(None, options.rows.split(",")))
     try:

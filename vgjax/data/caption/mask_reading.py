@@ -1,6 +1,5 @@
 """Reads position and size of a picture's lesion back from a mask of it, in the levels of the dataset's captions."""
 
-import functools
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -21,7 +20,8 @@ def mask_reader(vocabulary: Vocabulary, thresholds: Thresholds) -> Reader:
         described=dict.fromkeys(vocabulary.anatomy, "anatomy") | dict.fromkeys(vocabulary.modality, "modality"),
         read=read,
         chance=majority,
-        describe=functools.partial(describe, vocabulary=vocabulary),
+        # It has no style but the one that training knows.
+        describe=lambda levels, rng, named, style="": describe(levels, rng, named, vocabulary),
     )
 
 

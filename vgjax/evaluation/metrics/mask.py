@@ -26,14 +26,13 @@ def main_lesion(mask_HW: np.ndarray, side: int) -> np.ndarray:
     return resize(largest.astype(float), (side, side), order=1) > 0.5
 
 
-def overlaps(cases: Sequence[TestCase], seen: Seen, options: Options) -> list[float]:
-    """Intersection over union of the lesion's outline and its mask, of each case that has a lesion."""
+def overlaps(cases: Sequence[TestCase], seen: Seen, options: Options) -> list[float | None]:
+    """Intersection over union of the lesion's outline and its mask, of each case; None where the mask is empty."""
     lesion = np.zeros(seen.pictures.shape[:3]) if seen.lesion is None else seen.lesion
-    found = []
+    found: list[float | None] = []
     for case, drawn in zip(cases, options.reader.outline(seen.pictures, lesion), strict=True):
         asked = main_lesion(case.mask, len(drawn))
-        if asked.any():
-            found.append(float((asked & drawn).sum() / (asked | drawn).sum()))
+        found.append(float((asked & drawn).sum() / (asked | drawn).sum()) if asked.any() else None)
     return found
 
 
@@ -44,10 +43,9 @@ def measure(cases: Sequence[TestCase], drawn: Mapping[str, Seen], real: Seen, op
         if "blur" in options.reader.levels:
             groups.setdefault(f"/{case.levels['blur']}", []).append(place)
     for name, seen in (("mask", drawn[MASKS]), ("mask_real", real)):
+        found = overlaps(cases, seen, options)
         for group, places in groups.items():
-            lesion = None if seen.lesion is None else seen.lesion[places]
-            values = overlaps([cases[place] for place in places], Seen(seen.pictures[places], [], lesion), options)
-            if values:
+            if values := [value for place in places if (value := found[place]) is not None]:
                 yield f"{name}/iou{group}", mean_estimate(values, options)
 
 

@@ -53,7 +53,8 @@ def other(channel: str, cases: Sequence[TestCase], options: Options) -> list[Req
     found = []
     for i, case in enumerate(cases):
         levels = cases[(i + len(cases) // 2) % len(cases)].levels
-        mixed = {f: (levels if options.reader.described[f] == channel else case.levels)[f] for f in case.levels}
+        taken = {f: level for f, level in levels.items() if options.reader.described[f] == channel and f in case.levels}
+        mixed = {**case.levels, **taken}
         found.append(_request(_described(mixed, case, i, options, 0), i, options))
     return found
 

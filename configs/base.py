@@ -84,9 +84,24 @@ def regression(c: ConfigDict) -> ConfigDict:
     return c
 
 
+def no_alignment(c: ConfigDict) -> ConfigDict:
+    """The published ablation: text heads trained by the diffusion loss alone, without stages 1 and 2."""
+    c.denoiser.update(condition="text_heads", width=192)
+    c.disentangler.update(method="regression", hidden=608)
+    return c
+
+
+def one_channel(c: ConfigDict) -> ConfigDict:
+    """The published ablation: anatomy and modality fused into one channel."""
+    c.denoiser.update(condition="factors", channels="one")
+    c.denoiser.dropout = ConfigDict({"factors": 0.0})
+    c.sample.guidance = ConfigDict({"factors": 2.0})
+    return c
+
+
 def pixart_text(c: ConfigDict) -> ConfigDict:
     """A baseline: the words of the caption as tokens in cross-attention, and no factors."""
-    c.denoiser.update(condition="text_tokens", width=192, depth=6)
+    c.denoiser.update(condition="text_tokens", width=204, depth=6, heads=4)
     c.denoiser.dropout = ConfigDict({"text": 0.0})
     c.sample.guidance = ConfigDict({"text": 2.0})
     c.text_encoder.max_length = 48
@@ -99,6 +114,8 @@ VARIANTS = {
     "class_label": class_label,
     "long": long,
     "regression": regression,
+    "no_alignment": no_alignment,
+    "one_channel": one_channel,
     "pixart_text": pixart_text,
 }
 

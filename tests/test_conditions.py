@@ -5,6 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.normalizers import Lowercase
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
 
 from configs import phantom
 from vgjax import build, conditions, pipeline
@@ -13,6 +18,8 @@ from vgjax.config import ConfigError, from_config_dict
 from vgjax.data.read.decode import to_png
 from vgjax.data.records import from_png
 from vgjax.data.sources import phantom as source
+from vgjax.models import bert
+from vgjax.models.text_encoder import PooledBert
 from vgjax.stages import denoiser
 from vgjax.text import load_text_encoder
 from vgjax.types import CHANNELS, Request
@@ -27,8 +34,18 @@ VARIANTS: dict[str, dict] = {
     "published": {"denoiser.condition": "published", **REGRESSION},
     "class_label": {},
     "text_tokens": {},
+    "pretrained_tokens": {"text_encoder.max_length": 8},
+    "text_heads": {},
+    "one_channel": {},
 }
-RECIPES = {"class_label": "smoke+class_label", "text_tokens": "pixart_text+smoke"}
+RECIPES = {
+    "class_label": "smoke+class_label",
+    "text_tokens": "pixart_text+smoke",
+    "pretrained_tokens": "pixart_text+smoke",
+    "text_heads": "no_alignment+smoke",
+    "one_channel": "one_channel+smoke",
+}
+TOKENS = ("text_tokens", "pretrained_tokens")
 
 
 def config_of(name, **changes):
@@ -57,6 +74,18 @@ def flow_params(config):
     return {"params": params}
 
 
+def tiny_bert(width):
+    """An untrained encoder that knows a few words of a phantom."""
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "small", "large", "round", "lesion", "two", "satellites"]
+    tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
+    tokenizer.normalizer, tokenizer.pre_tokenizer = Lowercase(), Whitespace()
+    ends = [(word, words.index(word)) for word in ("[CLS]", "[SEP]")]
+    tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
+    module = bert.Bert(bert.BertConfig("bert", len(words), width, 1, 2, 32, 16, 2, "gelu", 1e-12))
+    variables = module.init(jax.random.key(3), jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4), bool))
+    return PooledBert(module, {"params": shaken(variables["params"])}, tokenizer, 8)
+
+
 class Fixture:
     """A condition with what it reads: untrained stages, factors of phantoms, a basis fitted to them, parameters."""
 
@@ -64,16 +93,18 @@ class Fixture:
         self.config = c = config_of(name)
         self.condition = conditions.of(c)
         self.encoder = load_text_encoder(c.text_encoder)
+        if name == "pretrained_tokens":
+            self.encoder = self.condition._pretrained = tiny_bert(c.text_encoder.width)
         items = list(source.items("train", 24, seed=0))
         self.rows = [
             {"label": CLASSES[i % 2], "image": to_png(item.image), "mask_png": to_png(item.mask)}
             for i, item in enumerate(items)
         ]
         captions = [item.caption for item in items]
-        texts = zip(self.rows, self.encoder(captions), self.encoder.sequences(captions), strict=True)
-        for row, embedding, tokens in texts:
-            row |= {"embedding": embedding, "tokens": tokens}
-        self.frozen, self.asked = {}, []
+        texts = zip(self.rows, self.encoder(captions), self.encoder.ids(captions), strict=True)
+        for row, embedding, ids in texts:
+            row |= dict.fromkeys(("embedding", "anatomy_text", "modality_text"), embedding) | {"tokens": ids}
+        self.frozen, self.asked = self.condition.frozen(), []
         stages = denoiser.drawing_needs(self.condition)
         if "prior" in stages:
             self.prior(np.stack([item.image for item in items]))
@@ -130,8 +161,8 @@ def requests(name):
 
 
 CONDITIONS = pytest.mark.parametrize("name", list(VARIANTS))
-TEXT_CONDITIONS = pytest.mark.parametrize("name", ["factors", "from_text", "published"])
-REGRESSIONS = pytest.mark.parametrize("name", ["from_text", "published"])
+TEXT_CONDITIONS = pytest.mark.parametrize("name", ["factors", "from_text", "published", "text_heads", "one_channel"])
+REGRESSIONS = pytest.mark.parametrize("name", ["from_text", "published", "text_heads"])
 
 
 def test_every_condition_is_looked_at():
@@ -144,19 +175,20 @@ def test_shapes_of_inputs_and_tokens(made, name):
     c, rows = one.config, one.rows[:3]
     assert set(one.asked) <= {one.condition.fit_columns}
     from_rows = one.condition.from_rows(one.frozen, one.batch(rows), None)
-    assert tuple(from_rows) == one.condition.channels
+    assert tuple(from_rows) == (CHANNELS if name == "one_channel" else one.condition.channels)
     chex.assert_tree_shape_prefix(from_rows, (3,))
     drawn = one.read(requests(name))
     chex.assert_trees_all_equal_shapes_and_dtypes(drawn, jax.tree.map(lambda a: a[:2], from_rows))
     tokens = one.tokens(from_rows)
-    count = c.text_encoder.max_length if name == "text_tokens" else len(one.condition.channels)
+    count = c.text_encoder.max_length if name in TOKENS else len(one.condition.channels)
     chex.assert_shape(tokens.tokens_BND, (3, count, c.denoiser.token_width))
     chex.assert_shape(tokens.mask_BN, (3, count))
     grid, width = c.prior.grid, c.denoiser.width
-    if c.denoiser.condition == "factors":
+    if c.denoiser.condition in ("factors", "text_heads"):
         chex.assert_shape(tokens.spatial_BggD, (3, grid, grid, width))
+    if c.denoiser.condition == "factors":
         assert {channel: x.shape[1] for channel, x in from_rows.items()} == build.factor_sizes(c)
-    if name not in ("published", "text_tokens"):
+    if name not in ("published", *TOKENS):
         chex.assert_shape(tokens.style_BD, (3, width))
     chex.assert_trees_all_equal_shapes(
         jax.tree.map(lambda a: a[:1], one.initial), jax.tree.map(lambda a: a[:1], tokens)
@@ -170,11 +202,12 @@ def test_a_dropped_channel_is_its_null_whatever_was_asked_of_it(made, name):
     inputs = one.read(requests(name))
     for place, channel in enumerate(one.condition.channels):
         kept, dropped = one.tokens(inputs), one.tokens(inputs, **{channel: False})
-        own = slice(None) if name == "text_tokens" else place
+        own = slice(None) if name in TOKENS else place
         assert np.abs(kept.tokens_BND[0, own] - kept.tokens_BND[1, own]).max() > 1e-4
         chex.assert_trees_all_close(dropped.tokens_BND[0, own], dropped.tokens_BND[1, own], atol=0)
         chex.assert_trees_all_equal(dropped.mask_BN[0], dropped.mask_BN[1])
-        other = {**inputs, channel: jax.tree.map(lambda a: a[::-1], inputs[channel])}
+        told = CHANNELS if name == "one_channel" else (channel,)
+        other = {**inputs, **{part: inputs[part][::-1] for part in told}}
         chex.assert_trees_all_close(one.tokens(other, **{channel: False}), dropped, atol=0)
         others = [i for i in range(len(CHANNELS)) if i != place and len(one.condition.channels) > 1]
         chex.assert_trees_all_close(dropped.tokens_BND[:, others], kept.tokens_BND[:, others], atol=0)
@@ -196,7 +229,8 @@ def test_requests_mix_the_channels_of_two_texts(made, name):
 def test_requests_and_rows_of_one_text_agree(made, name):
     one = made[name]
     embedding = one.encoder(list(TEXTS[:2]))
-    rows = one.condition.from_rows(one.frozen, one.batch([{"embedding": e} for e in embedding]), None)
+    texts = [dict.fromkeys(("embedding", "anatomy_text", "modality_text"), e) for e in embedding]
+    rows = one.condition.from_rows(one.frozen, one.batch(texts), None)
     chex.assert_trees_all_close(one.read(requests(name)), rows, atol=1e-6)
 
 
@@ -331,8 +365,50 @@ def test_a_caption_of_no_known_word_and_a_dropped_one_are_one_token(made):
     one = made["text_tokens"]
     inputs = one.read([Request(prompt="..."), Request(prompt="a small lesion"), Request(anatomy="a", modality="b")])
     np.testing.assert_array_equal(one.tokens(inputs).mask_BN.sum(axis=1), [1, 3, 2])
+    assert (inputs["text"][0] == -1).all() and (inputs["text"][1, :3] >= 0).all()
     dropped = one.tokens(inputs, text=False)
     assert (dropped.mask_BN[:, 0] == 1).all() and (dropped.mask_BN.sum(axis=1) == 1).all()
+
+
+def test_pretrained_tokens_are_the_states_of_the_frozen_encoder(made):
+    """Each in the light of the others, which pool to the encoder's own embedding; it is no parameter."""
+    one = made["pretrained_tokens"]
+    assert set(one.params) == {"null", "places", "token"} and set(one.frozen) == {"text_encoder", "basis"}
+    texts = ["a small lesion", "two round satellites"]
+    ids = one.read([Request(prompt=text) for text in texts])["text"]
+    states = np.asarray(one.condition._states(one.frozen, ids))
+    pooled = [row[kept].mean(0) for row, kept in zip(states, np.asarray(ids) >= 0, strict=True)]
+    np.testing.assert_allclose(pooled, one.encoder(texts), atol=1e-5)
+    found, p = one.tokens({"text": ids}).tokens_BND, jax.tree.map(np.asarray, one.params)
+    wanted = states @ p["token"]["kernel"] + p["token"]["bias"] + p["places"]
+    np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+def test_text_heads_read_each_channel_from_its_own_words(made):
+    """And without noise, whatever the key: their scale is their own."""
+    one = made["text_heads"]
+    batch = one.batch(one.rows[:4])
+    tokens = one.tokens(one.condition.from_rows(one.frozen, batch, jax.random.key(0)))
+    other = one.tokens(
+        one.condition.from_rows(one.frozen, batch | {"modality_text": batch["anatomy_text"][::-1]}, None)
+    )
+    np.testing.assert_array_equal(tokens.tokens_BND[:, 0], other.tokens_BND[:, 0])
+    np.testing.assert_array_equal(tokens.spatial_BggD, other.spatial_BggD)
+    assert np.abs(tokens.tokens_BND[:, 1] - other.tokens_BND[:, 1]).max() > 1e-4
+    assert np.abs(tokens.spatial_BggD[0] - tokens.spatial_BggD[1]).max() > 1e-4
+
+
+def test_one_channel_tells_both_factors_by_one_token(made):
+    one = made["one_channel"]
+    inputs = one.condition.from_rows(one.frozen, one.batch(one.rows[:2]), None)
+    tokens = one.tokens(inputs)
+    for name in CHANNELS:
+        mixed = one.tokens({**inputs, name: inputs[name][::-1]})
+        assert np.abs(tokens.tokens_BND - mixed.tokens_BND).max() > 1e-3
+        assert np.abs(tokens.style_BD - mixed.style_BD).max() > 1e-3
+        assert (np.abs(tokens.spatial_BggD - mixed.spatial_BggD).max() > 1e-3) == (name == "anatomy")
+    dropped = one.tokens(inputs, factors=False)
+    np.testing.assert_array_equal(dropped.style_BD[0], dropped.style_BD[1])
 
 
 @pytest.mark.parametrize(
@@ -378,6 +454,9 @@ NEEDS = {
     "published": (("disentangler",), (), ("text",)),
     "class_label": ((), (), ("pictures",)),
     "text_tokens": ((), (), ("tokens",)),
+    "pretrained_tokens": ((), (), ("tokens",)),
+    "text_heads": ((), (), ("wordings",)),
+    "one_channel": ((), ("prior", "disentangler"), ("factors",)),
 }
 
 
@@ -398,6 +477,12 @@ def test_conditions_read_the_columns_and_stages_that_they_declare(made, name):
         ("factors", "sample.guidance", {"anatomy": 2.0}, "names anatomy, but .* 'factors' are anatomy, modality: set"),
         ("factors", "denoiser.dropout", {"class": 0.1}, "names class, but"),
         ("published", "denoiser.dropout", {}, "names nothing, but"),
+        (
+            "one_channel",
+            "sample.guidance",
+            {"anatomy": 2.0, "modality": 2.0},
+            "names .* of condition 'factors' are factors",
+        ),
         ("class_label", "sample.guidance", {"class": 2.0, "text": 1.0}, "names class, text, but .* are class: set"),
     ],
 )

@@ -4,9 +4,14 @@ import argparse
 import json
 import pathlib
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from vgjax import build, stages
+from vgjax.conditions.text_tokens import TextTokens
+from vgjax.context import Context
 from vgjax.evaluation import control
 from vgjax.evaluation.control import ROWS, Row
 
@@ -95,6 +100,37 @@ def test_every_row_is_a_config_that_can_be_run(name, tmp_path):
         run.recipe("evaluation").digest
         != control.open_row("phantom", ROWS[name], 1, options).recipe("evaluation").digest
     )
+
+
+def parameters(config, mesh):
+    """How many parameters a config trains, stage 1 apart; nothing is computed."""
+    basis = {}
+    for name, size in build.factor_sizes(config).items():
+        full = {"anatomy": np.prod(build.anatomy_shape(config)), "modality": config.prior.modality_factors}[name]
+        basis |= {f"{name}_mean": np.zeros(full), f"{name}_whiten": np.zeros((full, size))}
+        basis[f"{name}_back"] = np.zeros((size, full))
+    basis["classes"] = np.zeros((9, 64), np.uint8)
+    context = Context(config, mesh, {}.__getitem__)
+    made = {spec.name: spec.make(context) for spec in stages.plan(config) if spec.name != "prior"}
+    made["denoiser"].__dict__["frozen"] = {"basis": basis}
+    shapes = [jax.eval_shape(stage.init, jax.random.key(0))[0] for stage in made.values()]
+    return sum(leaf.size for leaf in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize("name", list(ROWS))
+def test_every_row_has_as_many_parameters_as_the_default(name, tmp_path, monkeypatch):
+    monkeypatch.setattr(TextTokens, "_pretrained", None)  # its file is not at hand
+    width = control.MINILM["width"]
+    monkeypatch.setattr(
+        TextTokens,
+        "_states",
+        lambda self, frozen, ids: jnp.zeros((*ids.shape, width)) if self._encoder.kind == "bert" else None,
+    )
+    options = argparse.Namespace(root="", prompts=50, workdir=str(tmp_path), store=str(tmp_path / "store"))
+    run, default = (control.open_row("phantom", ROWS[row], 0, options) for row in (name, "default"))
+    ratio = parameters(run.config, run.mesh) / parameters(default.config, run.mesh)
+    print(name, ratio)
+    assert ratio == pytest.approx(1.0, abs=0.05)
 
 
 def test_the_readme_shows_what_the_results_say(tmp_path):

@@ -100,7 +100,7 @@ def test_a_new_metric_is_a_file_and_a_row_and_shares_its_sets(tmp_path, monkeypa
 
     def measure(cases, drawn, real, options):
         assert set(drawn) >= {CAPTIONS, "emblem"}
-        yield "emblem/red", Estimate(float(drawn["emblem"].pictures.mean()), 3, (0.0, 255.0), "train")
+        yield "emblem/red", Estimate(float(drawn["emblem"].pictures.mean()), 3, (0.0, 255.0))
         yield "emblem/cases", Estimate(len(drawn[CAPTIONS].pictures) / len(cases), len(cases))
 
     sets = {CAPTIONS: caption_requests, "emblem": lambda cases, options: EMBLEM}
@@ -115,7 +115,7 @@ def test_a_new_metric_is_a_file_and_a_row_and_shares_its_sets(tmp_path, monkeypa
         "value": after["emblem/red"],
         "n": 3,
         "interval": [0.0, 255.0],
-        "split": "train",
+        "split": "test",
     }
     assert all(after[name] == before[name] for name in before["estimates"])
     readings = json.loads(run.artefact("evaluation").path("readings.json").read_text())
@@ -161,7 +161,7 @@ def test_metrics_that_a_config_cannot_have_are_left_out_and_told(tmp_path, drawn
     assert len(drawn) == 1 and not any(name.startswith(("swap/", "prior/")) for name in values)
     runs.report(run)
     page = (run.workdir / "report.html").read_text()
-    assert "Metric &#39;swap&#39; was not computed: it needs anatomy and modality, which this config has not." in page
+    assert "Metric &#39;swap&#39; was not computed: it needs words, which this config has not." in page
     assert "Metric &#39;prior&#39; was not computed: it needs prior" in page
 
 

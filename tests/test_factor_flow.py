@@ -10,13 +10,14 @@ import pytest
 
 from configs import phantom
 from vgjax import build, parallel, pipeline
+from vgjax.conditions.factors import WORDED
 from vgjax.config import from_config_dict
 from vgjax.context import Context
-from vgjax.data.records import InMemory
+from vgjax.data.records import InMemory, Worded
 from vgjax.diffusion.process import Process
 from vgjax.models.factor_flow import FactorFlow
 from vgjax.stages import denoiser, text_to_factors
-from vgjax.stages.text_to_factors import TextToFactors, Worded
+from vgjax.stages.text_to_factors import TextToFactors
 from vgjax.types import CHANNELS
 
 M, TEXT, CELLS = 5, 7, 9
@@ -261,19 +262,17 @@ def test_each_channel_learns_from_its_own_captions():
         {"id": i, **{f"{c}_text": np.arange(3)[:, None] + 10 * i + 100 * k for k, c in enumerate(CHANNELS)}}
         for i in range(4)
     ]
-    rows = Worded(InMemory(stored), 3)
+    rows = Worded(InMemory(stored), WORDED)
     assert len(rows) == 12
     found = [(row["id"], *(int(row[f"{c}_text"][0]) for c in CHANNELS)) for row in map(rows.__getitem__, range(12))]
     assert found == [(i, 10 * i + place, 100 + 10 * i + place) for i in range(4) for place in range(3)]
 
 
-def test_a_validation_row_hears_its_caption_in_both_channels():
-    one = stage_of()
-    row = {"embedding": np.arange(3.0, dtype=np.float16)}
-    row |= {name: np.zeros(2, np.float16) for name in (*CHANNELS, "mask")}
-    example = one.example(row)
-    for name in CHANNELS:
-        np.testing.assert_array_equal(example[f"{name}_text"], row["embedding"])
+def test_an_example_holds_both_texts_both_channels_and_the_mask():
+    row = {name: np.full(2, i, np.float16) for i, name in enumerate((*WORDED, *CHANNELS, "mask", "other"))}
+    example = stage_of().example(row)
+    assert set(example) == {*WORDED, *CHANNELS, "mask"}
+    assert all((example[name] == row[name]).all() for name in example)
     assert {array.dtype for array in example.values()} == {np.dtype(np.float32)}
 
 

@@ -17,7 +17,8 @@ from vgjax.data.prepare import builder
 from vgjax.data.prepare.pictures import PICTURES
 from vgjax.features import base, factors
 from vgjax.features.latents import LATENTS
-from vgjax.features.text import TEXT, VOCABULARY, WORDINGS, encoder_of
+from vgjax.features.text import TEXT, TOKENS, VOCABULARY, WORDINGS, encoder_of, padded, tokens
+from vgjax.models.text_encoder import Hashing
 from vgjax.stages.disentangler import paired
 from vgjax.store import Store, StoreError
 from vgjax.types import CHANNELS, SPLITS
@@ -40,7 +41,7 @@ def column(name, fields, source="pictures", make=base.write_column):
 GREY = column("grey", lambda row: {"grey": np.float64(grey_of(row))[None]})
 FACTORS = column("factors", lambda row: {name: np.float64(grey_of(row))[None] for name in ("anatomy", "modality")})
 COUNT = column("count", lambda row: {"words": np.abs(row["embedding"]).sum(keepdims=True)}, source="text")
-PRODUCERS = {one.name: one for one in (PICTURES, VOCABULARY, TEXT, WORDINGS, GREY, FACTORS, COUNT, LATENTS)}
+PRODUCERS = {one.name: one for one in (PICTURES, VOCABULARY, TEXT, WORDINGS, TOKENS, GREY, FACTORS, COUNT, LATENTS)}
 
 
 def opened(store: pathlib.Path, producers=PRODUCERS, **changes) -> Run:
@@ -207,21 +208,40 @@ def test_further_captions_are_embedded_for_each_channel_of_the_training_pictures
     rows = context.rows(["pictures", "wordings"], "train")
     assert len(rows) == 12
     for row in map(rows.__getitem__, range(12)):
-        assert set(row["wordings"]) == set(CHANNELS)
         for channel in CHANNELS:
             found = row[f"{channel}_text"]
             assert found.dtype == np.float16 and len(row["wordings"][channel]) == 3
             np.testing.assert_array_equal(found, encoder(row["wordings"][channel]).astype(np.float16))
             assert encoder.unknown(row["wordings"][channel]) == []
         assert (row["anatomy_text"] != row["modality_text"]).any()
-    files = context.artefact("wordings").files
-    assert {name.split("-")[0] for name in files} == {"train"}  # the others' own captions are read
+    rows = context.rows(["wordings", "text"], "validation")
+    for row in map(rows.__getitem__, range(6)):  # their own captions alone
+        for channel in CHANNELS:
+            np.testing.assert_array_equal(row[f"{channel}_text"], row["embedding"][None])
+
+
+def test_tokens_are_those_of_captions_that_are_true_in_both_channels(store):
+    context = opened(store, **{"data.wordings": 3}).context
+    encoder = encoder_of(context)
+    for split, count in (("train", 3), ("validation", 1)):
+        rows = context.rows(["pictures", "tokens"], split)
+        for row in map(rows.__getitem__, range(6)):
+            captions = row["wordings"]["both"] if count == 3 else [row["caption"]]
+            assert row["tokens"].dtype == np.int32 and len(row["tokens"]) == count == len(captions)
+            for ids, caption in zip(row["tokens"], captions, strict=True):
+                assert ids[ids >= 0].tolist() == encoder.ids([caption])[0]
+
+
+def test_tokens_are_padded_and_cut():
+    assert padded([[5, 6, 7], [8]], 2).tolist() == [[5, 6], [8, -1]] and padded([[]], 1).tolist() == [[-1]]
+    (row,) = tokens(Hashing(8), [{"caption": "...", "wordings": {}}])  # of no word
+    np.testing.assert_array_equal(records.decode(records.encode(row))["tokens"], [[-1]])
 
 
 def test_a_damaged_picture_costs_its_further_captions_and_no_others(store):
     flip(shard(store, "pictures"), row=4)
     run = opened(store)
-    assert run.artefact("wordings").manifest["info"]["absent"] == {"train": [4]}
+    assert run.artefact("wordings").manifest["info"]["absent"] == {"train": [4], "validation": []}
     assert run.context.rows(["wordings", "text"], "train").numbers == [n for n in range(12) if n != 4]
 
 

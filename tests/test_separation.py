@@ -229,5 +229,5 @@ def test_who_draws_what_training_held_fails_by_the_pair():
 
 
 def test_metrics_ask_for_what_they_need():
-    assert set(METRICS["leakage"].needs) == set(METRICS["composition"].needs) - {"held_out"} == set(CHANNELS)
+    assert set(METRICS["leakage"].needs) == set(METRICS["composition"].needs) - {"held_out"} == {"words"}
     assert {"new_patterns", "new_wordings"} <= set(METRICS["wording"].needs)

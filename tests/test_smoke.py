@@ -66,7 +66,9 @@ ALL_METRICS = ("control", "gain", "swap", "leakage", "wording", "composition", "
         ("regression+smoke", {"denoiser.learn_from": "text"}, ("mask",)),
         ("reference+smoke", {}, ("mask",)),
         ("class_label+smoke", {}, ("swap", "leakage", "composition", "mask", "prior", "wording")),
-        ("pixart_text+smoke", {}, ("swap", "leakage", "composition", "mask", "prior", "wording")),
+        ("pixart_text+smoke", {}, ("mask", "prior")),
+        ("no_alignment+smoke", {}, ("mask", "prior")),
+        ("one_channel+smoke", {}, ()),
     ],
 )
 def test_every_variant_runs_to_its_report(tmp_path, variants, changes, left_out):

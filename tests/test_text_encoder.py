@@ -12,7 +12,6 @@ from safetensors.numpy import save_file
 from scipy.special import erf
 from tokenizers import BertWordPieceTokenizer
 
-from vgjax.conditions.text_tokens import padded
 from vgjax.config import ConfigError, TextEncoder
 from vgjax.models import text_encoder
 from vgjax.text import load_text_encoder
@@ -341,25 +340,17 @@ def test_a_model_in_the_local_hub_cache_is_found_by_its_id(tmp_path, monkeypatch
     np.testing.assert_allclose(encoded, [reference("bert", text) for text in TEXTS], atol=2e-5)
 
 
-def test_sequences_pool_to_the_embedding(tmp_path):
-    """The mean of a text's token vectors is its embedding, whatever it is batched with."""
-    encode = encoder_in(save_model(tmp_path / "model", "bert"))
-    found = encode.sequences(TEXTS)
-    assert len({len(tokens) for tokens in found}) > 1
-    np.testing.assert_allclose([tokens.mean(0) for tokens in found], encode(TEXTS), atol=1e-6)
-    np.testing.assert_allclose(encode.sequences(TEXTS[-1:])[0], found[-1], atol=1e-6)
+def test_word_pieces_are_the_tokenizers_own(tmp_path):
+    folder = save_model(tmp_path / "model", "bert")
+    encode = encoder_in(folder)
+    found = encode.ids(TEXTS)
+    assert len({len(ids) for ids in found}) > 1 and encode.ids(TEXTS[-1:])[0] == found[-1]
+    states = encode.module.apply(encode.variables, np.array(found[:1]), np.ones((1, len(found[0])), bool))
+    np.testing.assert_allclose(states[0].mean(0), encode(TEXTS[:1])[0], atol=1e-6)
 
 
-def test_hashed_sequences_hold_a_vector_a_word():
+def test_hashed_words_are_told_by_their_entries():
     encode = text_encoder.Hashing(64)
-    (tokens,) = encode.sequences(["a small polyp"])
-    np.testing.assert_array_equal(tokens, np.concatenate([encode([word]) for word in ("a", "small", "polyp")]))
-    assert encode.sequences([""])[0].shape == (0, 64)
-
-
-def test_sequences_are_padded_and_cut():
-    tokens, mask = padded(np.ones((3, 4), np.float16), 5)
-    assert tokens.shape == (5, 4) and mask.tolist() == [True] * 3 + [False] * 2 and tokens[mask].all()
-    assert not tokens[~mask].any()
-    tokens, mask = padded(np.ones((3, 4), np.float16), 2)
-    assert tokens.shape == (2, 4) and mask.all()
+    (ids,) = encode.ids(["a small polyp"])
+    assert ids == [int(np.abs(encode([word])[0]).argmax()) for word in ("a", "small", "polyp")]
+    assert encode.ids([""]) == [[]]

@@ -9,6 +9,7 @@ from tests.test_prepare import make_root, own, report, rows
 from tests.test_prepare import phantom as prepared
 from vgjax.config import ConfigError
 from vgjax.data.caption import wordings
+from vgjax.data.caption.wordings import BOTH
 from vgjax.data.prepare import pictures as prepare
 from vgjax.data.sources import phantom, phantom_text
 from vgjax.types import CHANNELS, SPLITS
@@ -40,7 +41,7 @@ def training():
 
 def test_each_channel_has_as_many_captions_as_asked_for(training):
     _, made = training
-    assert all(set(one) == set(CHANNELS) and all(len(texts) == 12 for texts in one.values()) for one in made)
+    assert all(set(one) == {*CHANNELS, BOTH} and all(len(texts) == 12 for texts in one.values()) for one in made)
     # Which facts are said, and how, is drawn anew.
     assert np.mean([len(set(texts)) for one in made for texts in one.values()]) > 11.5
 
@@ -49,8 +50,10 @@ def test_what_is_said_of_the_own_channel_is_true_of_the_picture(training):
     for levels, one in zip(*training, strict=True):
         for channel, texts in one.items():
             for text in texts:
-                own_part = of_channel(said(text), channel)
+                own_part = said(text) if channel == BOTH else of_channel(said(text), channel)
                 assert own_part and own_part.items() <= levels.items(), (channel, text, levels)
+        names = {name for text in one[BOTH] for name in said(text)}
+        assert names == set(levels)  # of both channels
 
 
 def test_what_is_said_of_the_other_channel_tells_nothing_of_the_picture(training):
@@ -58,8 +61,8 @@ def test_what_is_said_of_the_other_channel_tells_nothing_of_the_picture(training
     levels, made = training
     told = {channel: [] for channel in CHANNELS}
     for own_levels, one in zip(levels, made, strict=True):
-        for channel, texts in one.items():
-            for text in texts:
+        for channel in CHANNELS:
+            for text in one[channel]:
                 other = of_channel(said(text), OTHER[channel])
                 assert other
                 told[channel] += [own_levels[name] == level for name, level in other.items()]
@@ -72,7 +75,7 @@ def test_what_is_said_of_the_other_channel_tells_nothing_of_the_picture(training
 def test_no_caption_joins_a_held_out_pair(training):
     _, made = training
     texts = [text for one in made for captions in one.values() for text in captions]
-    assert len(texts) == 60 * 24 and not any(phantom.is_held_out(said(text)) for text in texts)
+    assert len(texts) == 60 * 36 and not any(phantom.is_held_out(said(text)) for text in texts)
 
 
 def test_without_the_rule_pairs_would_be_joined(training):
@@ -84,14 +87,14 @@ def test_without_the_rule_pairs_would_be_joined(training):
 
 
 def test_where_no_other_picture_may_stand_beside_it_a_picture_keeps_its_own_levels():
-    levels = {"size": "large", "colour": "grey"}
+    levels, own = {"size": "large", "colour": "grey"}, ["large; grey"] * 2
     channels = {"size": "anatomy", "colour": "modality"}
     tell = lambda found, rng: "; ".join(found.values())
     others = [{"size": "small", "colour": "amber"}]
     never = wordings.swapped(levels, others, channels, tell, 2, np.random.default_rng(0), lambda both: False)
-    assert never == {"anatomy": ["large; grey"] * 2, "modality": ["large; grey"] * 2}
+    assert never == {"anatomy": own, "modality": own, BOTH: own}
     always = wordings.swapped(levels, others, channels, tell, 2, np.random.default_rng(0))
-    assert always == {"anatomy": ["large; amber"] * 2, "modality": ["small; grey"] * 2}
+    assert always == {"anatomy": ["large; amber"] * 2, "modality": ["small; grey"] * 2, BOTH: own}
 
 
 def test_the_same_draw_says_the_same():
@@ -108,7 +111,7 @@ TEXT = "First finding. Second one? Third; fourth! Fifth"
 def test_own_texts_lose_sentences_and_keep_their_order():
     parts = ["First finding.", "Second one?", "Third;", "fourth!", "Fifth"]
     found = wordings.shortened(TEXT, 400, np.random.default_rng(0))
-    assert found["anatomy"] == found["modality"] and len(found["anatomy"]) == 400
+    assert found["anatomy"] == found["modality"] == found[BOTH] and len(found["anatomy"]) == 400
     kept = np.array([[part in text for part in parts] for text in found["anatomy"]])
     for text, row in zip(found["anatomy"], kept, strict=True):
         assert text == " ".join(part for part, keep in zip(parts, row, strict=True) if keep)
@@ -128,13 +131,15 @@ def test_training_rows_alone_have_further_captions(tmp_path):
     prepare.prepare(prepared(**{"data.wordings": 3}), tmp_path)
     found = {split: [row["wordings"] for row in rows(tmp_path, split)] for split in SPLITS}
     assert all(
-        {name: len(texts) for name, texts in one.items()} == dict.fromkeys(CHANNELS, 3) for one in found["train"]
+        {name: len(texts) for name, texts in one.items()} == dict.fromkeys((*CHANNELS, BOTH), 3)
+        for one in found["train"]
     )
     assert not any(found["validation"] + found["test"])
     for row in rows(tmp_path, "train"):
         for channel, texts in row["wordings"].items():
             for text in texts:
-                assert of_channel(said(text), channel).items() <= row["factors"].items()
+                told = said(text) if channel == BOTH else of_channel(said(text), channel)
+                assert told.items() <= row["factors"].items()
                 assert not phantom.is_held_out(said(text))
 
 

@@ -98,10 +98,12 @@ def _stages_from_files(c: Flat) -> Iterator[Broken]:
 
 def _choices(c: Flat) -> Iterator[Broken]:
     condition, learns_from, objective = c["denoiser.condition"], c["denoiser.learn_from"], c["diffusion.objective"]
-    from_text = condition == "published" or (condition == "factors" and learns_from == "text")
+    from_text = condition in ("published", "text_heads") or (condition == "factors" and learns_from == "text")
     if from_text and c["disentangler.method"] != "regression":
         conflict = f" with denoiser.condition '{condition}' and denoiser.learn_from '{learns_from}': factors of texts"
         yield "disentangler.method", f"{conflict} come from a regression, so set it to 'regression'"
+    if c["denoiser.channels"] == "one" and condition != "factors":
+        yield "denoiser.channels", f" with denoiser.condition '{condition}': only factors can be one channel"
     if c["denoiser.flip"] and condition == "factors" and not from_text:
         conflict = " with denoiser.learn_from 'pictures': factors are those of the picture as it is, so set it to False"
         yield "denoiser.flip", conflict

@@ -38,7 +38,7 @@ class Data(Group):
     )
     captions_file: str = key("", "JSON lines of id and caption, as the dataset's text (vgjax.data.caption.captioner)")
     label_in_caption: bool = key(False, "say the class in the caption")
-    wordings: PositiveInt = key(8, "further captions of a training picture, said anew, for stage 2")
+    wordings: PositiveInt = key(8, "further captions of a training picture, said anew")
     splits: str = key("", "folder of train.txt, validation.txt, test.txt, an id a line; empty: the dataset's or hashed")
     max_bad_fraction: Fraction = key(0.05, "share of the pictures; more that cannot be decoded stop the preparation")
     max_pixels: PositiveInt = key(64_000_000, "pixels of a picture; larger ones are refused")
@@ -138,7 +138,7 @@ class Disentangler(Group):
     flow_depth: PositiveInt = key(3, "flow: residual blocks")
     text_dropout: Fraction = key(0.1, "flow: rate at which a trained null takes the place of the text in training")
     mask_dropout: Fraction = key(0.7, "flow: the same for the lesion mask that the anatomy may be given")
-    hidden: PositiveInt = key(384, "regression: width of the hidden layers")
+    hidden: PositiveInt = key(384, "regression, condition text_heads: width of the hidden layers")
     dropout: Fraction = key(0.1, "regression: rate of dropout in the hidden layers")
     word_dropout: Fraction = key(
         0.0,
@@ -175,10 +175,12 @@ class Lora(Group):
 class Denoiser(Group):
     """Stage 3: HFFM and diffusion transformer, factors to pictures."""
 
-    condition: Literal["factors", "published", "class_label", "text_tokens"] = key(
+    condition: Literal["factors", "published", "class_label", "text_tokens", "text_heads"] = key(
         "factors",
-        "what the transformer is told: factors, the published pair of tokens, the class alone, or text tokens",
+        "what the transformer is told: factors, the published pair of tokens, the class alone, text tokens, or what"
+        " heads on the text say that it trains itself",
     )
+    channels: Literal["two", "one"] = key("two", "one: anatomy and modality as one channel 'factors', with one null")
     hffm_hidden: PositiveInt = key(128, "hidden width of the fusion module")
     hffm_weights: str = key("", "a trained HFFM's file (with lora.weights), taken as it is instead of training")
     token_width: PositiveInt = key(128, "width of the condition tokens")
@@ -263,7 +265,8 @@ class Evaluate(Group):
     """How control is measured."""
 
     metrics: Names = key(("control", "swap", "prior"), "what to measure: names in vgjax.evaluation.metrics.METRICS")
-    prompts: PositiveInt = key(320, "test captions")
+    split: Literal["test", "validation"] = key("test", "whose captions; validation: to choose settings by")
+    prompts: PositiveInt = key(320, "captions")
     draws: PositiveInt = key(1, "pictures a caption, and in the metric gain of other captions")
     resamples: PositiveInt = key(2000, "resamplings behind a confidence interval")
 

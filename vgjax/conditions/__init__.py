@@ -6,6 +6,7 @@ from vgjax.conditions.base import Condition
 from vgjax.conditions.class_label import ClassLabelCondition
 from vgjax.conditions.factors import FactorsCondition
 from vgjax.conditions.published import PublishedCondition
+from vgjax.conditions.text_heads import TextHeadsCondition
 from vgjax.conditions.text_tokens import TextTokens
 from vgjax.config import Config, ConfigError
 from vgjax.types import CHANNELS
@@ -15,6 +16,7 @@ CONDITIONS: dict[str, Callable[[Config], Condition]] = {
     "published": PublishedCondition,
     "class_label": ClassLabelCondition,
     "text_tokens": TextTokens,
+    "text_heads": TextHeadsCondition,
 }
 
 

@@ -21,6 +21,7 @@ class Condition(abc.ABC):
     Attributes:
       channels: names, in the order of guidance; each has a null, a dropout rate and a guidance weight.
       columns: derived columns that training rows must carry.
+      worded: fields of those that hold something of each of a picture's captions, one of which makes a row.
       needs: stages whose exported variables training reads in `frozen`, each under its name.
       request_needs: the same for drawing.
       fit_columns: derived columns that `fit` reads, under the config keys `fit_keys`.
@@ -31,6 +32,7 @@ class Condition(abc.ABC):
 
     channels: tuple[str, ...]
     columns: tuple[str, ...]
+    worded: tuple[str, ...] = ()
     needs: tuple[str, ...] = ()
     request_needs: tuple[str, ...] = ()
     fit_columns: tuple[str, ...] = ()
@@ -42,6 +44,10 @@ class Condition(abc.ABC):
 
     def fit(self, rows: RowsOf) -> dict[str, np.ndarray]:
         """What is fixed before training and then joins `frozen` as "basis": means, whitening, classes; may be empty."""
+        return {}
+
+    def frozen(self) -> dict[str, Any]:
+        """Variables of networks that come pretrained and stay as they are, which join `frozen`."""
         return {}
 
     def pretrained(self) -> Any | None:

@@ -22,12 +22,22 @@ from vgjax.models.text_encoder import TextEncoder
 from vgjax.types import CHANNELS, Factors, Inputs, Keep, Request, Tokens
 
 DRAWN_TOGETHER = 256  # requests a call of the compiled flow
+WORDED = tuple(f"{name}_text" for name in CHANNELS)  # fields of the column "wordings"
+
+
+def fusion(config: Config) -> hffm.FactorFusion:
+    """What reads components."""
+    c = config.denoiser
+    return hffm.FactorFusion(
+        *(c.hffm_hidden, c.token_width, c.width, config.prior.grid, c.spatial_path, c.style_path),
+        one_channel=c.channels == "one",
+    )
 
 
 class TextFactors(Condition):
     """What the conditions on text regression share: the road from text embeddings to the two factors, as published."""
 
-    channels = CHANNELS
+    channels: tuple[str, ...] = CHANNELS
     columns: tuple[str, ...] = ("text",)
     needs: tuple[str, ...] = ("disentangler",)
     keys: tuple[str, ...] = (
@@ -52,9 +62,9 @@ class TextFactors(Condition):
         @functools.cache  # channels that share their texts are read once
         def read(texts: tuple[str, ...]) -> Inputs:
             embedding = jnp.asarray(encode(list(texts)), jnp.float32)
-            return self.from_rows(frozen, {"embedding": embedding}, None)
+            return self.from_rows(frozen, dict.fromkeys(("embedding", *WORDED), embedding), None)
 
-        asked = {channel: tuple(request.text(channel) for request in requests) for channel in self.channels}
+        asked = {channel: tuple(request.text(channel) for request in requests) for channel in CHANNELS}
         shown = any(request.mask or request.anatomy_image or request.modality_image for request in requests)
         if shown or not all(map(all, asked.values())):
             raise ConfigError(
@@ -65,7 +75,7 @@ class TextFactors(Condition):
 
 
 class FactorsCondition(TextFactors):
-    """Components of either channel, (B, M) of its own M, read by `FactorFusion`."""
+    """Components of anatomy and modality, (B, M) of its own M each, read by `FactorFusion` as one channel or as two."""
 
     fit_columns = ("factors",)
     fit_keys = ("denoiser.condition", "denoiser.components")
@@ -81,7 +91,13 @@ class FactorsCondition(TextFactors):
 
     def __init__(self, config: Config):
         super().__init__(config)
-        self._draw = {name: jax.jit(functools.partial(self._sample_flow, name)) for name in self.channels}
+        self._draw = {name: jax.jit(functools.partial(self._sample_flow, name)) for name in CHANNELS}
+        self._module = fusion(config)
+
+    @property
+    def channels(self) -> tuple[str, ...]:  # type: ignore[override]
+        """One or two."""
+        return (hffm.ONE_CHANNEL,) if self.config.denoiser.channels == "one" else CHANNELS
 
     @property
     def _learns_from_text(self) -> bool:
@@ -102,18 +118,11 @@ class FactorsCondition(TextFactors):
         """The flow does."""
         return self.config.disentangler.method == "flow"
 
-    @functools.cached_property
-    def _module(self) -> hffm.FactorFusion:
-        c = self.config.denoiser
-        return hffm.FactorFusion(
-            c.hffm_hidden, c.token_width, c.width, self.config.prior.grid, c.spatial_path, c.style_path
-        )
-
     def fit(self, rows: RowsOf) -> dict[str, np.ndarray]:
         """Principal components of the factors of the training pictures."""
         source = rows(self.fit_columns, "train")
         basis: dict[str, np.ndarray] = {}
-        for channel in self.channels:
+        for channel in CHANNELS:
             factors_NF = np.stack([source[i][channel].ravel() for i in range(len(source))]).astype(np.float64)
             found = pipeline.principal_components(factors_NF, self.config.denoiser.components)
             basis |= {f"{channel}_{name}": value for name, value in found.items()}
@@ -122,10 +131,10 @@ class FactorsCondition(TextFactors):
     def example(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
         if self._learns_from_text:
             return super().example(row)
-        return {name: row[name].astype(np.float32) for name in self.channels}
+        return {name: row[name].astype(np.float32) for name in CHANNELS}
 
     def init(self, key: jax.Array, frozen: Frozen) -> tuple[Any, Tokens]:
-        sizes = {name: frozen["basis"][f"{name}_whiten"].shape[1] for name in self.channels}
+        sizes = {name: frozen["basis"][f"{name}_whiten"].shape[1] for name in CHANNELS}
         inputs = {name: jnp.zeros((2, size)) for name, size in sizes.items()}
         keep = dict.fromkeys(self.channels, jnp.ones(2, bool))
         tokens, variables = self._module.init_with_output(key, inputs, keep, frozen["basis"])
@@ -145,7 +154,7 @@ class FactorsCondition(TextFactors):
             return inputs
         c = self.config.denoiser
         levels = {"anatomy": c.anatomy_noise, "modality": c.modality_noise}
-        keys = dict(zip(self.channels, jax.random.split(key, len(self.channels)), strict=True))
+        keys = dict(zip(CHANNELS, jax.random.split(key, len(CHANNELS)), strict=True))
         return {name: x + levels[name] * jax.random.normal(keys[name], x.shape) for name, x in inputs.items()}
 
     def from_requests(
@@ -155,8 +164,8 @@ class FactorsCondition(TextFactors):
         if self.config.disentangler.method == "regression":
             return super().from_requests(frozen, requests, request_seeds, encode)
         halves_B2 = seeds.halves(list(request_seeds))
-        inputs = {name: self._drawn(name, frozen, requests, halves_B2, encode) for name in self.channels}
-        for channel in self.channels:
+        inputs = {name: self._drawn(name, frozen, requests, halves_B2, encode) for name in CHANNELS}
+        for channel in CHANNELS:
             shown = {i: png for i, r in enumerate(requests) if (png := getattr(r, f"{channel}_image"))}
             if shown:
                 inputs[channel][list(shown)] = self._measured(frozen, list(shown.values()))[channel]
@@ -183,7 +192,7 @@ class FactorsCondition(TextFactors):
         return np.array(jnp.concatenate(parts)[: len(requests)])
 
     def _sample_flow(self, channel: str, variables: Any, columns: Any, weight: jax.Array) -> jax.Array:
-        module, place = build.factor_flows(self.config)[channel], self.channels.index(channel)
+        module, place = build.factor_flows(self.config)[channel], CHANNELS.index(channel)
         key_of = lambda halves: jax.random.fold_in(seeds.key(halves), place)
         noise_BM = jax.vmap(lambda halves: jax.random.normal(key_of(halves), (module.features,)))(columns["halves"])
         model = build.Model(module, variables)

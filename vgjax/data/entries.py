@@ -67,7 +67,7 @@ class Plan:
     rows: dict[str, dict[str, dict[str, Any]]]  # split -> id -> caption, label, group, factors, named
     # (id, image PNG, mask PNG) of all, in the order of the rows, anew on each call
     pictures: Callable[[], Iterable[tuple[str, bytes, bytes]]]
-    # (id of a training picture, rng) -> further captions of each channel, as in `vgjax.data.caption.wordings`
+    # (id of a training picture, rng) -> further captions by channel, as in `vgjax.data.caption.wordings`
     wordings: Callable[[str, np.random.Generator], Mapping[str, Sequence[str]]]
     present: int  # how many pictures the source holds
     skipped: list[Skip] = dataclasses.field(default_factory=list)

@@ -118,6 +118,20 @@ class PermutedFields:
         return {**self._source[row], **{name: other[name] for name in self._fields}}
 
 
+class Worded:
+    """The rows of a source, each as often as it has captions, with one of them; `fields` hold one a caption."""
+
+    def __init__(self, source: Rows, fields: Sequence[str]):
+        self._source, self._fields, self._count = source, fields, len(source[0][fields[0]])
+
+    def __len__(self) -> int:
+        return len(self._source) * self._count
+
+    def __getitem__(self, row: int) -> dict[str, Any]:
+        found, place = self._source[row // self._count], row % self._count
+        return {**found, **{name: found[name][place] for name in self._fields}}
+
+
 class ZippedRecords:
     """Random access to rows whose fields come from several sources; ConfigError where these differ in length."""
 

@@ -33,32 +33,78 @@ class Row(NamedTuple):
     variants: str  # of the config, joined by "+"
     seeds: int = 1
     keys: Mapping[str, Any] = {}  # in the place of the config's
+    guidance: Sequence[float] = ()  # scales, the same for all channels, to choose one of; empty: the config's
 
 
-# Ablations differ from `quick` by one thing each.
+WIDE_HEADS = {"disentangler.hidden": 752}
+SCALES = (1.0, 1.5, 2.0, 3.0, 4.5)
+CHOICE = {"evaluate.split": "validation", "evaluate.prompts": 256, "evaluate.metrics": ("control",)}
+MINILM = {"kind": "bert", "path": "sentence-transformers/all-MiniLM-L6-v2", "width": 384}  # a folder, or in the cache
+
+# Baselines take as many steps as `default`, ablations differ from `quick` by one thing each; all have as many
+# parameters, stage 1 apart, within 5 %. "One scale" is no row: the default's two are equal, so that its guidance drops
+# both channels at once as it is.
 ROWS: dict[str, Row] = {
     "quick": Row(""),
     "default": Row("long", seeds=3),
-    "reference": Row("reference", seeds=3),
-    "pixart_text": Row("pixart_text", seeds=3),
-    "class": Row("class_label"),
-    "mean instead of sample": Row("regression"),
-    "text factors instead of picture factors": Row("regression", keys={"denoiser.learn_from": "text"}),
+    "reference": Row("reference+long", 3, {"denoiser.width": 192}, SCALES),
+    "pixart_text": Row("pixart_text+long", 3, guidance=SCALES),
+    "pixart_text, pretrained tokens": Row(
+        "pixart_text+long", keys={f"text_encoder.{key}": value for key, value in MINILM.items()}, guidance=SCALES
+    ),
+    "class": Row("class_label+long", keys={"denoiser.width": 204, "denoiser.depth": 6}, guidance=SCALES),
+    "no_alignment": Row("no_alignment+long", guidance=SCALES),
+    "one_channel": Row("one_channel", guidance=SCALES),
+    "mean instead of sample": Row("regression", keys=WIDE_HEADS),
+    "text factors instead of picture factors": Row("regression", keys={"denoiser.learn_from": "text", **WIDE_HEADS}),
     "no spatial path": Row("", keys={"denoiser.spatial_path": False}),
     "no style path": Row("", keys={"denoiser.style_path": False}),
-    "no single nulls": Row("", keys={"denoiser.dropout.anatomy": 0.0, "denoiser.dropout.modality": 0.0}),
+    "one null": Row("", keys={"denoiser.dropout.anatomy": 0.0, "denoiser.dropout.modality": 0.0}),
 }
 
 
-def open_row(config: str, row: Row, seed: int, options: argparse.Namespace) -> Run:
-    """The run of one row under one seed."""
+def open_row(
+    config: str, row: Row, seed: int, options: argparse.Namespace, scale: float | None = None, **keys: Any
+) -> Run:
+    """The run of one row under one seed, with a guidance scale and further keys in the place of the config's."""
     module = __import__(f"configs.{config}", fromlist=["get_config"])
     c = module.get_config(row.variants)
     c.update_from_flattened_dict({**row.keys, "seed": seed, "data.root": options.root})
     c.evaluate.update(metrics=METRICS, prompts=options.prompts)
     if config == "phantom":
         c.data.test_items = max(c.data.test_items, options.prompts)
+    if scale is not None:
+        c.sample.guidance.update(dict.fromkeys(c.sample.guidance, scale))
+    c.update_from_flattened_dict(keys)
     return runs.open_run(c, f"{options.workdir}/{config}", options.store)
+
+
+def guidance_scores(config: str, row: Row, options: argparse.Namespace) -> dict[str, float]:
+    """Mean accuracy on validation captions by guidance scale, under the first seed."""
+    found = {}
+    for scale in row.guidance:
+        run = open_row(config, row, 0, options, scale, **CHOICE)
+        runs.train(run)
+        found[str(scale)] = results(run)[0].get("control/accuracy_mean", 0.0)
+        logging.info("guidance %s: mean accuracy %.3f on validation captions", scale, found[str(scale)])
+    return found
+
+
+def open_seeds(
+    config: str, row: Row, seeds: int, scores: Mapping[str, float], options: argparse.Namespace
+) -> list[Run]:
+    """The runs of a row under the guidance of the best score."""
+    scale = float(max(scores, key=lambda name: scores[name])) if scores else None
+    return [open_row(config, row, seed, options, scale) for seed in range(seeds)]
+
+
+def is_fresh(config: str, known: Mapping[str, Any], options: argparse.Namespace) -> bool:
+    """Whether a row of the results has the artefacts that the config has today."""
+    row, scores = ROWS[known["name"]], known.get("guidance", {})
+    if set(scores) != set(map(str, row.guidance)):
+        return False
+    opened = open_seeds(config, row, known["seeds"], scores, options)
+    return known["digest"] == [run.recipe("evaluation").digest for run in opened]
 
 
 def measure(run: Run) -> dict[str, Any]:
@@ -124,11 +170,13 @@ def write_table(config: str, names: Sequence[str], options: argparse.Namespace) 
     path = results_path(config, options)
     known = {row["name"]: row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
     for name in names:
-        opened = [open_row(config, ROWS[name], seed, options) for seed in range(options.seeds or ROWS[name].seeds)]
-        if known.get(name, {}).get("digest") == [run.recipe("evaluation").digest for run in opened]:
+        row, seeds = ROWS[name], options.seeds or ROWS[name].seeds
+        if known.get(name, {}).get("seeds") == seeds and is_fresh(config, known[name], options):
             logging.info("row %s: as it was", name)
             continue
-        known[name] = summary(name, [measure(run) for run in opened], options.prompts)
+        scores = guidance_scores(config, row, options)
+        opened = open_seeds(config, row, seeds, scores, options)
+        known[name] = summary(name, [measure(run) for run in opened], options.prompts) | {"guidance": scores}
         write_json(path, {"rows": [known[row] for row in ROWS if row in known]})
         logging.info("row %s: mean accuracy %s", name, known[name].get("accuracy_mean", "not measured"))
 
@@ -160,13 +208,8 @@ def markdown(rows: Sequence[Mapping[str, Any]], stale: Collection[str]) -> str:
 
 def stale_rows(config: str, rows: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> list[str]:
     """Names of rows whose artefacts are no longer those of the config."""
-    found = []
-    for row in rows:
-        own = argparse.Namespace(**{**vars(options), "prompts": row["prompts"]})
-        opened = [open_row(config, ROWS[row["name"]], seed, own) for seed in range(row["seeds"])]
-        if row["digest"] != [run.recipe("evaluation").digest for run in opened]:
-            found.append(row["name"])
-    return found
+    own = lambda row: argparse.Namespace(**{**vars(options), "prompts": row["prompts"]})
+    return [row["name"] for row in rows if not is_fresh(config, row, own(row))]
 
 
 def write_readme(path: pathlib.Path, config: str, table: str) -> None:

@@ -22,7 +22,7 @@ from vgjax.types import Request
 
 # What decides which requests are made, and what draws them.
 KEYS = (
-    *("seed", "evaluate.prompts", "evaluate.draws", "sample.*", "-sample.count"),
+    *("seed", "evaluate.split", "evaluate.prompts", "evaluate.draws", "sample.*", "-sample.count"),
     *("denoiser.*", "-denoiser.train.*", "autoencoder.*", "diffusion.*", "data.image_size", "data.intensity"),
 )
 
@@ -36,10 +36,10 @@ class Drawn(NamedTuple):
 
 
 def load_cases(context: Context) -> list[TestCase]:
-    """The first `evaluate.prompts` test captions, with the levels that they name."""
-    rows = context.rows(["pictures"], "test")
-    cases = []
-    for row in (rows[i] for i in range(min(context.config.evaluate.prompts, len(rows)))):
+    """The first `evaluate.prompts` captions of the split `evaluate.split`, with the levels that they name."""
+    c, cases = context.config.evaluate, []
+    rows = context.rows(["pictures"], c.split)
+    for row in (rows[i] for i in range(min(c.prompts, len(rows)))):
         requested = {name: row["factors"][name] for name in row["named"]}
         image, mask = records.from_png(row["image"]), records.from_png(row["mask"])
         cases.append(TestCase(row["caption"], row["label"], row["factors"], requested, image, mask))

@@ -34,11 +34,11 @@ def check(config: Config) -> None:
 
 
 def computed(config: Config) -> list[str]:
-    """The metrics that the config asks for and its stages, its channels and its source allow."""
-    reader = SOURCES[config.data.source].reader({})
-    there = {*(stage.name for stage in plan(config)), *conditions.of(config).channels, *reader.styles}
-    there |= {"held_out"} if reader.held_out else set()
-    there |= {"takes_masks"} if conditions.of(config).takes_masks else set()
+    """The metrics that the config asks for and its stages, its condition and its source allow."""
+    reader, condition = SOURCES[config.data.source].reader({}), conditions.of(config)
+    there = {*(stage.name for stage in plan(config)), *reader.styles}
+    may_be = {"held_out": reader.held_out, "words": condition.reads_text, "masks": condition.takes_masks}
+    there |= {name for name, found in may_be.items() if found}
     return [name for name in config.evaluate.metrics if there.issuperset(METRICS[name].needs)]
 
 
@@ -60,7 +60,7 @@ def _measure(metrics: Sequence[str], prior: bool, context: Context, folder: path
     sets = dict.fromkeys(name for metric in wanted for name in metric.sets)
     drawn = {name: see(draw.read_drawn(context, name).pictures, options, view) for name in sets}
     measured = (pair for metric in wanted for pair in metric.run(cases, drawn, real, options))
-    estimates = {name: estimate._asdict() for name, estimate in measured}
+    estimates = {name: estimate._asdict() | {"split": context.config.evaluate.split} for name, estimate in measured}
     write_json(folder / METRICS_FILE, estimates)
     write_json(folder / READINGS_FILE, {name: list(seen.levels) for name, seen in {**drawn, "real": real}.items()})
     return {**provenance(context.config.seed), "peak_rss_mb": peak_rss_mb()}

@@ -1,19 +1,20 @@
 """What frozen text encoders make of captions: the vocabulary that one of them needs, and the columns of embeddings.
 
-"text" is one pooled embedding a caption, "wordings" one of each further caption of a training picture, "tokens" one a
-token.
+"text" is one pooled embedding a caption. In "wordings" and "tokens", embeddings and token numbers, a training picture
+has several captions, those of `vgjax.data.caption.wordings`, and a validation picture its own.
 """
 
 import functools
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
 
 from vgjax.context import Context, Producer
+from vgjax.data.caption.wordings import BOTH
 from vgjax.data.records import Rows
-from vgjax.features.base import Row, write_column
+from vgjax.features.base import TRAINING_SPLITS, Row, write_column
 from vgjax.models.text_encoder import TextEncoder
 from vgjax.text import load_text_encoder, write_vocabulary
 from vgjax.types import CHANNELS, SPLITS
@@ -45,19 +46,33 @@ def encoder_of(context: Context) -> TextEncoder:
     return load_text_encoder(c, vocabulary)
 
 
-def embeddings(field: str, encoder: TextEncoder, rows: Sequence[Row]) -> list[dict[str, np.ndarray]]:
-    """The field "embedding" (D,) or "tokens" (n, D), n each caption's own, as float16."""
-    encode: Callable[..., Iterable[np.ndarray]] = encoder.sequences if field == "tokens" else encoder
-    return [{field: found.astype(np.float16)} for found in encode([row["caption"] for row in rows])]
+def embeddings(encoder: TextEncoder, rows: Sequence[Row]) -> list[dict[str, np.ndarray]]:
+    """The field "embedding" (D,) float16."""
+    return [{"embedding": found.astype(np.float16)} for found in encoder([row["caption"] for row in rows])]
+
+
+def _captions_for(row: Row, channel: str) -> list[str]:
+    return row["wordings"].get(channel) or [row["caption"]]
 
 
 def reworded(encoder: TextEncoder, rows: Sequence[Row]) -> list[dict[str, np.ndarray]]:
-    """The fields "anatomy_text" and "modality_text" (n, D) float16 of each picture's further captions."""
+    """The fields "anatomy_text" and "modality_text", (n, D) float16, of n captions."""
     found: list[dict[str, np.ndarray]] = []
-    for texts in (row["wordings"] for row in rows):
+    for row in rows:
         read = functools.cache(lambda captions: encoder(captions).astype(np.float16))  # channels may share theirs
-        found.append({f"{name}_text": read(tuple(texts[name])) for name in CHANNELS})
+        found.append({f"{name}_text": read(tuple(_captions_for(row, name))) for name in CHANNELS})
     return found
+
+
+def padded(ids: Sequence[Sequence[int]], length: int) -> np.ndarray:
+    """Token numbers (n, length) int32 of n texts, cut off, or filled up with -1."""
+    return np.array([[*one, *[-1] * length][:length] for one in ids], np.int32)
+
+
+def tokens(encoder: TextEncoder, rows: Sequence[Row]) -> list[dict[str, np.ndarray]]:
+    """The field "tokens" (n, L), `padded` to the longest of n captions that are true in both channels."""
+    found = [encoder.ids(_captions_for(row, BOTH)) for row in rows]
+    return [{"tokens": padded(ids, max(1, *map(len, ids)))} for ids in found]
 
 
 def make(compute: Callable[..., Any], splits: Sequence[str], context: Context, folder: pathlib.Path) -> dict[str, Any]:
@@ -77,8 +92,8 @@ TEXT, WORDINGS, TOKENS = (
         files=lambda c: [c.text_encoder.path],
     )
     for name, compute, splits in (
-        ("text", functools.partial(embeddings, "embedding"), SPLITS),
-        ("wordings", reworded, ("train",)),
-        ("tokens", functools.partial(embeddings, "tokens"), SPLITS),
+        ("text", embeddings, SPLITS),
+        ("wordings", reworded, TRAINING_SPLITS),
+        ("tokens", tokens, TRAINING_SPLITS),
     )
 )

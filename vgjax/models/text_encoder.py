@@ -9,7 +9,7 @@ import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Protocol, Self
 
 import jax
@@ -37,8 +37,8 @@ class TextEncoder(Protocol):
         """Words that the encoder does not hear."""
         ...
 
-    def sequences(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """A vector a token, (n, width) float32 with n of each text's own."""
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Numbers of each text's tokens in order; below `width`, but for word pieces."""
         ...
 
 
@@ -65,9 +65,10 @@ class Hashing:
         """None: every word has an entry, if not of its own."""
         return []
 
-    def sequences(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Each word by itself, as `__call__` would have it."""
-        return [self(WORD.findall(text)) for text in texts]
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The entry of each word."""
+        words = [WORD.findall(text) for text in texts]
+        return [self._vectorizer.transform(found).indices.tolist() if found else [] for found in words]
 
 
 def words_of(text: str) -> list[str]:
@@ -127,9 +128,9 @@ class VocabularyEncoder:
             out_BD[row, [self._places[entry] for entry in _entries(text) if entry in self._places]] = self.scale
         return out_BD
 
-    def sequences(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Each known word by itself, as `__call__` would have it."""
-        return [self([word for word in words_of(text) if word in self._places]) for text in texts]
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The entry of each known word."""
+        return [[self._places[word] for word in words_of(text) if word in self._places] for text in texts]
 
     def unknown(self, texts: Sequence[str]) -> list[str]:
         """The words that the training captions never used, each once, in the order of the texts."""
@@ -137,7 +138,11 @@ class VocabularyEncoder:
 
 
 class PooledBert:
-    """Mean over the attention mask of the last hidden states of a frozen BERT or DistilBERT."""
+    """Mean over the attention mask of the last hidden states of a frozen BERT or DistilBERT.
+
+    Attributes:
+      module, variables: the network, from ids and a mask to hidden states.
+    """
 
     def __init__(self, module: bert.Bert, variables: Mapping[str, Any], tokenizer: Tokenizer, max_length: int):
         """Takes the parts of one model.
@@ -158,37 +163,23 @@ class PooledBert:
         self._tokenizer = tokenizer
         self._tokenizer.enable_truncation(self._limit)
         self._tokenizer.no_padding()
-        self._variables = jax.device_put(variables)
-        self._states = jax.jit(module.apply)
+        self.module, self.variables = module, jax.device_put(variables)
         self._pooled = jax.jit(lambda variables, ids, mask: bert.mean_pool(module.apply(variables, ids, mask), mask))
-
-    def __call__(self, texts: Sequence[str]) -> np.ndarray:
-        out_BD = np.zeros((len(texts), self.width), np.float32)
-        for rows, _, pooled_BD in self._batches(texts, self._pooled):
-            out_BD[rows] = pooled_BD[: len(rows)]
-        return out_BD
 
     def unknown(self, texts: Sequence[str]) -> list[str]:
         """None: word pieces spell every word."""
         return []
 
-    def sequences(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Last hidden states of each text's own tokens, [CLS] and [SEP] among them."""
-        found = [np.zeros((0, self.width), np.float32)] * len(texts)
-        for rows, lengths, states_BLD in self._batches(texts, self._states):
-            for row, length, states_LD in zip(rows, lengths, states_BLD, strict=False):
-                found[row] = states_LD[:length]
-        return found
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """Word pieces, [CLS] and [SEP] among them."""
+        return [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
 
-    def _batches(
-        self, texts: Sequence[str], encode: Callable[..., jax.Array]
-    ) -> Iterator[tuple[list[int], list[int], np.ndarray]]:
-        """Numbers of texts, their lengths in tokens, and what `encode` makes of them (rows beyond are padding).
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        """A text is padded to its own bucket, not to its longest neighbour.
 
-        A text is padded to its own bucket, not to its longest neighbour: few shapes to compile, and the same result
-        whatever it is batched with.
+        So there are few shapes to compile, and the result is the same whatever a text is batched with.
         """
-        pieces = [encoding.ids for encoding in self._tokenizer.encode_batch(list(texts))]
+        out_BD, pieces = np.zeros((len(texts), self.width), np.float32), self.ids(texts)
         # The next power of two, within these bounds.
         buckets = [min(self._limit, max(SMALLEST_BUCKET, 1 << (len(ids) - 1).bit_length())) for ids in pieces]
         for bucket in sorted(set(buckets)):
@@ -200,4 +191,5 @@ class PooledBert:
                 for place, row in enumerate(chunk):
                     ids_BL[place, : len(pieces[row])] = pieces[row]
                     mask_BL[place, : len(pieces[row])] = True
-                yield chunk, [len(pieces[row]) for row in chunk], np.asarray(encode(self._variables, ids_BL, mask_BL))
+                out_BD[chunk] = self._pooled(self.variables, ids_BL, mask_BL)[: len(chunk)]
+        return out_BD

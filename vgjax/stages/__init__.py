@@ -25,8 +25,8 @@ def plan(config: Config) -> tuple[StageSpec, ...]:
             make=text_to_factors.TextToFactors,
             check=lambda c: None,
             needs=("prior",),
-            artefacts=(*text_to_factors.TextToFactors.columns, "wordings", "condition"),
-            keys=(*text_keys, "denoiser.components", "data.wordings"),
+            artefacts=(*text_to_factors.TextToFactors.columns, "condition"),
+            keys=(*text_keys, "denoiser.components"),
             files=lambda c: [],
         ),
     }

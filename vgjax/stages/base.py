@@ -9,7 +9,7 @@ import numpy as np
 
 from vgjax.config import Config, Training
 from vgjax.context import Context
-from vgjax.data.records import Rows
+from vgjax.data.records import Rows, Worded
 
 Terms = dict[str, jax.Array]
 Batch = dict[str, jax.Array]
@@ -21,6 +21,7 @@ class Stage(abc.ABC):
     Attributes:
       name: of the stage, its artefact and its config group.
       columns: that its rows are joined from.
+      worded: fields that hold something of each of a picture's captions, where a row is of one caption.
       training: steps, batch size, optimiser.
       weights: factor of each term of the loss; terms without one are logged only.
       frozen: variables of earlier stages that loss and validate read.
@@ -28,6 +29,7 @@ class Stage(abc.ABC):
 
     name: str
     columns: tuple[str, ...]
+    worded: tuple[str, ...] = ()
     training: Training
     weights: dict[str, float]
     frozen: Any = None
@@ -54,7 +56,8 @@ class Stage(abc.ABC):
 
     def source(self, split: str) -> Rows:
         """The rows of a split."""
-        return self._context.rows(self.columns, split)
+        rows = self._context.rows(self.columns, split)
+        return Worded(rows, self.worded) if self.worded else rows
 
     @abc.abstractmethod
     def example(self, row: dict[str, Any]) -> dict[str, np.ndarray]:

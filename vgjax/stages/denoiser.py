@@ -29,6 +29,7 @@ class Denoising(Stage):
     def __init__(self, context: Context):
         super().__init__(context)
         self.condition, self.columns = conditions.of(context.config), columns(context.config)
+        self.worded = self.condition.worded
         self.weights = {"denoise": 1.0}
         self._dit, self._adapter = build.dit(context.config), build.adapter(context.config)
         self._process = build.process(context.config)
@@ -36,7 +37,7 @@ class Denoising(Stage):
     @functools.cached_property
     def frozen(self) -> dict[str, Any]:
         """What training does not move: exports of earlier stages, the condition's basis, an adapted transformer."""
-        found = condition_frozen(self._context, self.condition.needs)
+        found = condition_frozen(self._context, self.condition, self.condition.needs)
         return found | ({"dit": load_transformer(self._config)} if self._adapter else {})
 
     def dit_model(self, params: Any, frozen: Any) -> build.Model:
@@ -113,9 +114,9 @@ def columns(config: Config) -> tuple[str, ...]:
     return tuple(dict.fromkeys((picture, *conditions.of(config).columns)))
 
 
-def condition_frozen(context: Context, needs: Sequence[str]) -> dict[str, Any]:
-    """What a condition reads besides its parameters: exports of earlier stages, their scales, and its basis."""
-    found = {stage: context.variables(stage) for stage in needs}
+def condition_frozen(context: Context, condition: conditions.Condition, needs: Sequence[str]) -> dict[str, Any]:
+    """What a condition reads besides its parameters: networks, exports of stages, their scales, and its basis."""
+    found = condition.frozen() | {stage: context.variables(stage) for stage in needs}
     if "prior" in needs:
         found["statistics"] = checkpoint.load_export(context.artefact("factors").path(STATISTICS))
     return found | {"basis": context.variables("condition")}
@@ -138,7 +139,7 @@ class Trained:
         # One tree, so that compiled functions take it as an argument.
         self.variables = {
             "condition": params["condition"],
-            "frozen": condition_frozen(context, drawing_needs(self.condition)),
+            "frozen": condition_frozen(context, self.condition, drawing_needs(self.condition)),
             "dit": {"params": params["dit"]},
         }
 

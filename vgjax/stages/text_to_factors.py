@@ -8,17 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from vgjax import build, pipeline
+from vgjax.conditions.factors import WORDED
 from vgjax.context import Context
-from vgjax.data.records import InMemory, Rows
+from vgjax.data.records import InMemory, Rows, Worded
 from vgjax.stages.base import Batch, Stage, Terms
 from vgjax.stages.disentangler import paired
 from vgjax.types import CHANNELS, Factors
 
 
 class TextToFactors(Stage):
-    """The stage on embeddings of further captions, mask coverages and whitened factors of pictures."""
+    """The stage on embeddings of captions, mask coverages and whitened factors of pictures."""
 
-    name, columns = "disentangler", ("text", "factors")
+    name, columns = "disentangler", ("wordings", "factors")
+    worded = WORDED
     weights = dict.fromkeys(CHANNELS, 1.0)
 
     def __init__(self, context: Context):
@@ -47,8 +49,7 @@ class TextToFactors(Stage):
         keys = jax.random.split(key, 4)
         if c.word_dropout:
             heard = lambda k, x: x * jax.random.bernoulli(k, 1 - c.word_dropout, x.shape)
-            named = [f"{name}_text" for name in CHANNELS]
-            batch = batch | {n: heard(jax.random.fold_in(keys[3], i), batch[n]) for i, n in enumerate(named)}
+            batch = batch | {n: heard(jax.random.fold_in(keys[3], i), batch[n]) for i, n in enumerate(self.worded)}
         drop = lambda k, rate: ~jax.random.bernoulli(k, rate, (len(batch["mask"]),))
         keep = {"text": drop(keys[0], c.text_dropout), "mask": drop(keys[1], c.mask_dropout)}
         return self._errors(params, frozen, batch, keep, keys[2]), {}
@@ -70,26 +71,7 @@ class TextToFactors(Stage):
         return errors
 
     def source(self, split: str) -> Rows:
-        """In training a row is one of a picture's further captions; in validation it is a picture with its own."""
-        if split == "train":
-            return Worded(InMemory(paired(self._context, ["wordings", "factors"], split)), self._config.data.wordings)
-        return paired(self._context, self.columns, split)
+        return Worded(InMemory(paired(self._context, self.columns, split)), self.worded)
 
     def example(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
-        texts = {f"{name}_text": row.get(f"{name}_text", row.get("embedding")) for name in CHANNELS}
-        arrays = {**texts, **{name: row[name] for name in (*CHANNELS, "mask")}}
-        return {name: array.astype(np.float32) for name, array in arrays.items()}
-
-
-class Worded:
-    """The rows of a source, each as often as it has further captions, with one of them."""
-
-    def __init__(self, source: Rows, count: int):
-        self._source, self._count = source, count
-
-    def __len__(self) -> int:
-        return len(self._source) * self._count
-
-    def __getitem__(self, row: int) -> dict[str, Any]:
-        fields, place = self._source[row // self._count], row % self._count
-        return {**fields, **{name: fields[name][place] for name in (f"{c}_text" for c in CHANNELS)}}
+        return {name: row[name].astype(np.float32) for name in (*self.worded, *CHANNELS, "mask")}

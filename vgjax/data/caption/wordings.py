@@ -2,7 +2,8 @@
 
 Each channel has captions of its own: they say what is true of the picture in that channel, and of the other channel
 what is true of some other training picture. So neither channel can learn from words that are about the other one.
-Which facts are said, and how, is drawn anew for each.
+Captions of `BOTH` are true throughout, for baselines that know no channels. Which facts are said, and how, is drawn
+anew for each.
 """
 
 import re
@@ -12,6 +13,7 @@ import numpy as np
 
 from vgjax.types import CHANNELS
 
+BOTH = "both"
 SENTENCE = re.compile(r"(?<=[.!?;])\s+")
 KEPT = 0.7  # probability that a sentence of the dataset's own text is kept
 TRIES = 20  # other pictures that are looked at for one whose levels may stand beside these
@@ -28,7 +30,7 @@ def swapped(
     rng: np.random.Generator,
     allowed: Callable[[Levels], bool] = lambda levels: True,
 ) -> dict[str, list[str]]:
-    """`count` captions of each channel, the other channel's clause taken from other pictures.
+    """`count` captions of each channel, the other channel's clause taken from other pictures, and of `BOTH`.
 
     Args:
       levels: factor -> level, of the picture.
@@ -49,15 +51,15 @@ def swapped(
             else:
                 other = {f: level for f, level in levels.items() if channels[f] != channel}
             found[channel].append(describe({f: (own | other)[f] for f in channels if f in own or f in other}, rng))
-    return found
+    return found | {BOTH: [describe(levels, rng) for _ in range(count)]}
 
 
 def shortened(text: str, count: int, rng: np.random.Generator) -> dict[str, list[str]]:
-    """`count` copies of a text of unknown clauses, sentences left out at random; the same for both channels."""
+    """`count` copies of a text of unknown clauses, sentences left out at random; the same whatever they are for."""
     sentences = SENTENCE.split(text)
     copies = []
     for _ in range(count):
         kept = rng.random(len(sentences)) < KEPT
         kept[rng.integers(len(sentences))] = True
         copies.append(" ".join(sentence for sentence, keep in zip(sentences, kept, strict=True) if keep))
-    return dict.fromkeys(CHANNELS, copies)
+    return dict.fromkeys((*CHANNELS, BOTH), copies)

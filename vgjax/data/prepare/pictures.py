@@ -111,4 +111,5 @@ PICTURES = Producer(
     keys=("seed", "data.*", "-data.workers", "-data.max_bad_fraction", "-data.intensity"),
     free=("data.workers", "data.max_bad_fraction"),
     files=lambda c: [c.data.root, c.data.captions_file, c.data.splits],
+    version=2,
 )

@@ -12,12 +12,11 @@ CAPTIONS = "captions"  # the set that most metrics share: every test caption, `d
 
 
 class Estimate(NamedTuple):
-    """A measured number: a mean over `n` pictures or captions of a split, with its 95 % interval where computed."""
+    """A measured number: a mean over `n` pictures or captions, with its 95 % interval where computed."""
 
     value: float
     n: int
     interval: tuple[float, float] | None = None
-    split: str = "test"
 
 
 Results = Iterator[tuple[str, Estimate]]  # by name
@@ -79,7 +78,8 @@ class Metric(NamedTuple):
     Attributes:
       run: (cases, drawn sets by name, real pictures, options) -> estimates by name.
       sets: name -> the requests of a set of pictures; sets of equal names are one, drawn once and shared.
-      needs: stages, channels of the condition, styles of the reader or "held_out" pairs, without which it is left out.
+      needs: stages, styles of the reader, "held_out" pairs, a condition on "words" or "masks", without which it is left
+        out.
     """
 
     run: Callable[[Sequence[TestCase], Mapping[str, Seen], Seen, Options], Results]

@@ -8,7 +8,7 @@ import numpy as np
 from vgjax import seeds
 from vgjax.evaluation.metrics.base import Estimate, Metric, Options, Seen, TestCase
 from vgjax.evaluation.metrics.numbers import mean_estimate
-from vgjax.types import CHANNELS, Request
+from vgjax.types import Request
 
 SETS = {"unseen_pairs": True, "seen_pairs": False}
 
@@ -63,5 +63,5 @@ def measure(
 METRIC = Metric(
     measure,
     {name: functools.partial(requests, unseen) for name, unseen in SETS.items()},
-    needs=(*CHANNELS, "held_out"),
+    needs=("words", "held_out"),
 )

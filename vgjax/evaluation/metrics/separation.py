@@ -110,10 +110,10 @@ def measure_wording(
 LEAKAGE = Metric(
     measure_leakage,
     {PLAIN: plain, REWORDED: reworded, **{OTHER[c]: functools.partial(other, c) for c in CHANNELS}},
-    needs=CHANNELS,
+    needs=("words",),
 )
 WORDING = Metric(
     measure_wording,
     {PLAIN: plain, **{style: functools.partial(styled, style) for style in STYLES}},
-    needs=(*CHANNELS, *STYLES),
+    needs=("words", *STYLES),
 )

@@ -48,4 +48,4 @@ def measure(cases: Sequence[TestCase], drawn: Mapping[str, Seen], real: Seen, op
             yield f"swap/{channel}", Estimate(float(np.mean(right)), len(right))
 
 
-METRIC = Metric(measure, {SWAP: requests}, needs=("anatomy", "modality"))
+METRIC = Metric(measure, {SWAP: requests}, needs=("words",))

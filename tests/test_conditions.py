@@ -1,5 +1,7 @@
 """What every condition promises, on untrained weights and pictures of phantoms."""
 
+import types
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -382,6 +384,20 @@ def test_pretrained_tokens_are_the_states_of_the_frozen_encoder(made):
     found, p = one.tokens({"text": ids}).tokens_BND, jax.tree.map(np.asarray, one.params)
     wanted = states @ p["token"]["kernel"] + p["token"]["bias"] + p["places"]
     np.testing.assert_allclose(found, wanted, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [*TOKENS, "text_heads"])
+def test_a_training_row_is_one_of_the_captions_of_a_picture(name):
+    config = config_of(name)
+    values = {field: np.arange(6).reshape(3, 2) for field in conditions.of(config).worded}
+    rows = lambda columns, split: [{"image": to_png(np.full((32, 32, 3), i, np.uint8)), **values} for i in range(2)]
+    stage = denoiser.Denoising(types.SimpleNamespace(config=config, rows=rows))
+    source = stage.source("train")
+    assert len(source) == 6 and values
+    examples = [stage.example(source[i]) for i in range(6)]
+    assert [int(one["image"].max()) for one in examples] == [0, 0, 0, 1, 1, 1]
+    for field in values:
+        assert [one[field][:2].tolist() for one in examples] == [[0, 1], [2, 3], [4, 5]] * 2
 
 
 def test_text_heads_read_each_channel_from_its_own_words(made):

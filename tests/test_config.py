@@ -86,6 +86,7 @@ def refused(changes: dict, match: str, make=phantom.get_config):
             r"disentangler\.weights' is 'a\.safetensors' with",
         ),
         ("denoiser.flip", True, r"denoiser\.flip' is True with denoiser\.learn_from 'pictures'"),
+        ("denoiser.condition", "text_heads", r"disentangler\.method' is 'flow' with .*'text_heads'"),
         ("sample.solver", "dpmpp_2m", r"sample\.solver.*euler"),
         ("mesh.fsdp", 0, r"mesh\.fsdp.*positive"),
         ("mesh.data", 0, r"mesh\.data' is 0.*positive.*-1"),
@@ -268,3 +269,8 @@ def test_reference_takes_back_what_a_size_variant_mends():
     assert {stage.train.optimizer for stage in (c.prior, c.disentangler, c.denoiser)} == {"adamw"}
     assert not c.prior.flip
     assert (c.prior.train.learning_rate, c.denoiser.train.learning_rate) == (2e-3, 1e-3)
+
+
+def test_only_factors_can_be_one_channel():
+    changes = {"denoiser.channels": "one", "denoiser.condition": "class_label"}
+    refused(changes, r"denoiser\.channels' is 'one' with denoiser\.condition 'class_label': only factors")

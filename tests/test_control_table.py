@@ -56,7 +56,8 @@ def table(tmp_path, monkeypatch):
         def recipe(self, name):
             return argparse.Namespace(digest=self.digest)
 
-    monkeypatch.setattr(control, "open_row", lambda config, row, seed, options: FakeRun(row.variants, seed))
+    opened = lambda config, row, seed, options, scale=None, **keys: FakeRun(row.variants, scale or seed)
+    monkeypatch.setattr(control, "open_row", opened)
     monkeypatch.setattr(control, "measure", lambda run: measured.append(run.digest) or found(0.8, digest=run.digest))
     options = argparse.Namespace(results=str(tmp_path), prompts=10, seeds=0)
     path = tmp_path / "control_phantom.json"
@@ -83,6 +84,42 @@ def test_a_row_of_other_artefacts_is_stale_and_measured_again(table):
     rows["rows"][0]["digest"] = ["of an older config"]
     path.write_text(json.dumps(rows))
     assert write("quick", "default") == (["-0"], ["quick", "default"])
+
+
+def test_guidance_is_chosen_on_validation_captions_and_told(table, monkeypatch):
+    """The scale of the best score draws for every seed; another grid is another row."""
+    write, path = table
+    monkeypatch.setattr(control.runs, "train", lambda run: None)
+    accuracy, asked = {"long-1.5": 0.7, "long-2.5": 0.9, "long-3.5": 0.8}, []
+    monkeypatch.setattr(
+        control,
+        "results",
+        lambda run: (asked.append(run.digest) or {"control/accuracy_mean": accuracy[run.digest]}, {}),
+    )
+    monkeypatch.setattr(control, "ROWS", {"quick": Row(""), "default": Row("long", 2, guidance=(1.5, 2.5))})
+    assert write("default") == (["long-2.5", "long-2.5"], ["default"]) and asked == ["long-1.5", "long-2.5"]
+    assert json.loads(path.read_text())["rows"][0]["guidance"] == {"1.5": 0.7, "2.5": 0.9}
+    assert write("default") == ([], ["default"]) and len(asked) == 2
+    rows = json.loads(path.read_text())["rows"]
+    assert control.stale_rows("phantom", rows, argparse.Namespace()) == []
+    monkeypatch.setattr(control, "ROWS", {"default": Row("long", 2, guidance=(1.5, 2.5, 3.5))})
+    assert control.stale_rows("phantom", rows, argparse.Namespace()) == ["default"]
+    assert write("default") == (["long-2.5", "long-2.5"], ["default"]) and len(asked) == 5
+
+
+@pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.guidance])
+def test_another_guidance_or_split_trains_nothing_anew(name, tmp_path):
+    options = argparse.Namespace(root="", prompts=50, workdir=str(tmp_path), store=str(tmp_path / "store"))
+    plain = control.open_row("phantom", ROWS[name], 0, options)
+    chosen = control.open_row("phantom", ROWS[name], 0, options, 2.75, **control.CHOICE)
+    assert set(chosen.config.sample.guidance.values()) == {2.75}
+    assert (chosen.config.evaluate.split, chosen.config.evaluate.prompts) == ("validation", 256)
+    for stage in stages.plan(plain.config):
+        assert chosen.recipe(stage.name).digest == plain.recipe(stage.name).digest
+    assert chosen.recipe("drawn_captions").digest != plain.recipe("drawn_captions").digest
+    keys = {f"sample.guidance.{channel}": 2.75 for channel in plain.config.sample.guidance}
+    row = ROWS[name]._replace(keys={**ROWS[name].keys, **keys})
+    assert control.open_row("phantom", row, 0, options, **control.CHOICE).config == chosen.config
 
 
 def test_an_unknown_row_is_one_sentence(capsys):

@@ -127,6 +127,16 @@ def test_a_new_metric_is_a_file_and_a_row_and_shares_its_sets(tmp_path, monkeypa
     }
 
 
+def test_captions_of_the_split_that_is_asked_for_are_drawn(tmp_path, drawn):
+    for place, split in enumerate(("test", "validation")):
+        run = open_run(tmp_path / "run", ("control",), split=split)
+        rows = run.context.rows(["pictures"], split)
+        values = measured(run)
+        wanted = [row["caption"] for row in map(rows.__getitem__, range(len(rows)))]
+        assert [request.prompt for request in drawn[place]] == wanted
+        assert {estimate["split"] for estimate in values["estimates"].values()} == {split}
+
+
 def test_how_often_to_resample_draws_nothing_anew(tmp_path, drawn):
     few = measured(open_run(tmp_path / "run"))["estimates"]
     many = measured(open_run(tmp_path / "run", resamples=300))["estimates"]

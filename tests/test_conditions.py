@@ -368,6 +368,8 @@ def test_a_caption_of_no_known_word_and_a_dropped_one_are_one_token(made):
     inputs = one.read([Request(prompt="..."), Request(prompt="a small lesion"), Request(anatomy="a", modality="b")])
     np.testing.assert_array_equal(one.tokens(inputs).mask_BN.sum(axis=1), [1, 3, 2])
     assert (inputs["text"][0] == -1).all() and (inputs["text"][1, :3] >= 0).all()
+    first = jnp.full((1, inputs["text"].shape[1]), -1).at[0, 1].set(0)  # the commonest word has the number 0
+    assert one.tokens({"text": first}).mask_BN.tolist()[0][:3] == [0.0, 1.0, 0.0]
     dropped = one.tokens(inputs, text=False)
     assert (dropped.mask_BN[:, 0] == 1).all() and (dropped.mask_BN.sum(axis=1) == 1).all()
 

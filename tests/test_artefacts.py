@@ -9,6 +9,7 @@ from configs import folder, phantom
 from tests import test_prepare
 from vgjax import artefacts, context, parallel
 from vgjax import run as runs
+from vgjax.config import ConfigError
 from vgjax.recipes import UndeclaredKey
 from vgjax.store import Store
 
@@ -26,7 +27,7 @@ DRAWN = {"drawn_captions", "drawn_swap", "evaluation"}
 STAGE_3 = {"denoiser", *DRAWN}
 # The transformer learns from the factors of pictures, and so texts decide nothing of it.
 STAGE_2 = {"disentangler", *DRAWN}
-TEXTS = {"text", "wordings", *STAGE_2}
+TEXTS = {"wordings", *STAGE_2}
 STAGE_1 = {"prior", "factors", "condition", "disentangler", *STAGE_3}
 
 
@@ -79,6 +80,14 @@ def test_a_transformer_that_learns_from_texts_is_made_again_with_them(key):
     before, after = digests(**REGRESSION), digests(**REGRESSION, **{key: 5})
     texts = {"text"} if key.startswith("text") else set()
     assert {name for name in after if after[name] != before[name]} == {"disentangler", *texts, *STAGE_3}
+
+
+@pytest.mark.parametrize("variants", ["smoke", "smoke+regression", "smoke+pixart_text", "smoke+no_alignment"])
+def test_a_text_encoder_that_is_not_there_is_told_before_any_work(variants, tmp_path):
+    c = phantom.get_config(variants)
+    c.text_encoder.update(kind="bert", path="no/such")
+    with pytest.raises(ConfigError, match=r"text_encoder\.path': 'no/such' is neither a folder nor a model"):
+        runs.check_weights(runs.open_run(c, str(tmp_path / "run")))
 
 
 def test_ten_ablations_of_stage_three_share_everything_else():

@@ -17,8 +17,8 @@ from vgjax.data.prepare import builder
 from vgjax.data.prepare.pictures import PICTURES
 from vgjax.features import base, factors
 from vgjax.features.latents import LATENTS
-from vgjax.features.text import TEXT, TOKENS, VOCABULARY, WORDINGS, encoder_of, padded, tokens
-from vgjax.models.text_encoder import Hashing
+from vgjax.features.text import TEXT, TOKENS, VOCABULARY, WORDINGS, encoder_of, tokens
+from vgjax.models.text_encoder import Hashing, padded
 from vgjax.stages.disentangler import paired
 from vgjax.store import Store, StoreError
 from vgjax.types import CHANNELS, SPLITS

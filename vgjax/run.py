@@ -76,7 +76,8 @@ def check_weights(run: Run) -> None:
     for stage in stages.plan(run.config):
         if not run.find(stage.name):
             stage.check(run.config)
-    if "text" in run.producers and run.config.text_encoder.kind == "bert" and not run.find("text"):
+    read = [name for name in ("text", "wordings", "tokens") if name in run.producers]  # columns of captions
+    if run.config.text_encoder.kind == "bert" and not all(run.find(name) for name in read):
         load_text_encoder(run.config.text_encoder)
 
 

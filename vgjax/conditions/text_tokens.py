@@ -15,8 +15,7 @@ import numpy as np
 from vgjax import build
 from vgjax.conditions.base import Condition, Frozen
 from vgjax.config import Config, ConfigError
-from vgjax.features.text import padded
-from vgjax.models.text_encoder import PooledBert, TextEncoder
+from vgjax.models.text_encoder import PooledBert, TextEncoder, padded
 from vgjax.text import load_text_encoder
 from vgjax.types import Inputs, Keep, Request, Tokens
 

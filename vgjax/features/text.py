@@ -15,7 +15,7 @@ from vgjax.context import Context, Producer
 from vgjax.data.caption.wordings import BOTH
 from vgjax.data.records import Rows
 from vgjax.features.base import TRAINING_SPLITS, Row, write_column
-from vgjax.models.text_encoder import TextEncoder
+from vgjax.models.text_encoder import TextEncoder, padded
 from vgjax.text import load_text_encoder, write_vocabulary
 from vgjax.types import CHANNELS, SPLITS
 
@@ -62,11 +62,6 @@ def reworded(encoder: TextEncoder, rows: Sequence[Row]) -> list[dict[str, np.nda
         read = functools.cache(lambda captions: encoder(captions).astype(np.float16))  # channels may share theirs
         found.append({f"{name}_text": read(tuple(_captions_for(row, name))) for name in CHANNELS})
     return found
-
-
-def padded(ids: Sequence[Sequence[int]], length: int) -> np.ndarray:
-    """Token numbers (n, length) int32 of n texts, cut off, or filled up with -1."""
-    return np.array([[*one, *[-1] * length][:length] for one in ids], np.int32)
 
 
 def tokens(encoder: TextEncoder, rows: Sequence[Row]) -> list[dict[str, np.ndarray]]:

@@ -42,6 +42,11 @@ class TextEncoder(Protocol):
         ...
 
 
+def padded(ids: Sequence[Sequence[int]], length: int) -> np.ndarray:
+    """Token numbers (n, length) int32 of n texts, cut off, or filled up with -1."""
+    return np.array([[*one, *[-1] * length][:length] for one in ids], np.int32)
+
+
 class Hashing:
     """Words and pairs of neighbouring words, hashed into `width` signed counts (Weinberger et al. 2009).
 

@@ -166,7 +166,6 @@ def test_every_row_has_as_many_parameters_as_the_default(name, tmp_path, monkeyp
     options = argparse.Namespace(root="", prompts=50, workdir=str(tmp_path), store=str(tmp_path / "store"))
     run, default = (control.open_row("phantom", ROWS[row], 0, options) for row in (name, "default"))
     ratio = parameters(run.config, run.mesh) / parameters(default.config, run.mesh)
-    print(name, ratio)
     assert ratio == pytest.approx(1.0, abs=0.05)
 
 

@@ -134,7 +134,7 @@ class Disentangler(Group):
     method: Literal["flow", "regression"] = key(
         "flow", "flow: a distribution over each channel's whitened factors; regression: their mean, as published"
     )
-    flow_width: dict[str, PositiveInt] = key({"anatomy": 384, "modality": 256}, "flow: by channel, width of the blocks")
+    flow_width: dict[str, PositiveInt] = key({"anatomy": 256, "modality": 160}, "flow: by channel, width of the blocks")
     flow_depth: PositiveInt = key(3, "flow: residual blocks")
     text_dropout: Fraction = key(0.1, "flow: rate at which a trained null takes the place of the text in training")
     mask_dropout: Fraction = key(0.7, "flow: the same for the lesion mask that the anatomy may be given")

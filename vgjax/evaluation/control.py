@@ -36,7 +36,6 @@ class Row(NamedTuple):
     guidance: Sequence[float] = ()  # scales, the same for all channels, to choose one of; empty: the config's
 
 
-WIDE_HEADS = {"disentangler.hidden": 752}
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.5)
 CHOICE = {"evaluate.split": "validation", "evaluate.prompts": 256, "evaluate.metrics": ("control",)}
 MINILM = {"kind": "bert", "path": "sentence-transformers/all-MiniLM-L6-v2", "width": 384}  # a folder, or in the cache
@@ -47,16 +46,16 @@ MINILM = {"kind": "bert", "path": "sentence-transformers/all-MiniLM-L6-v2", "wid
 ROWS: dict[str, Row] = {
     "quick": Row(""),
     "default": Row("long", seeds=3),
-    "reference": Row("reference+long", 3, {"denoiser.width": 192}, SCALES),
+    "reference": Row("reference+long", 3, guidance=SCALES),
     "pixart_text": Row("pixart_text+long", 3, guidance=SCALES),
     "pixart_text, pretrained tokens": Row(
         "pixart_text+long", keys={f"text_encoder.{key}": value for key, value in MINILM.items()}, guidance=SCALES
     ),
-    "class": Row("class_label+long", keys={"denoiser.width": 204, "denoiser.depth": 6}, guidance=SCALES),
+    "class": Row("class_label+long", keys={"denoiser.width": 164, "denoiser.depth": 6}, guidance=SCALES),
     "no_alignment": Row("no_alignment+long", guidance=SCALES),
     "one_channel": Row("one_channel", guidance=SCALES),
-    "mean instead of sample": Row("regression", keys=WIDE_HEADS),
-    "text factors instead of picture factors": Row("regression", keys={"denoiser.learn_from": "text", **WIDE_HEADS}),
+    "mean instead of sample": Row("regression"),
+    "text factors instead of picture factors": Row("regression", keys={"denoiser.learn_from": "text"}),
     "no spatial path": Row("", keys={"denoiser.spatial_path": False}),
     "no style path": Row("", keys={"denoiser.style_path": False}),
     "one null": Row("", keys={"denoiser.dropout.anatomy": 0.0, "denoiser.dropout.modality": 0.0}),

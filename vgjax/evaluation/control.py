@@ -24,7 +24,7 @@ from vgjax.context import Run
 from vgjax.evaluation.evaluate import results
 from vgjax.stages import plan
 
-METRICS = ("control", "leakage", "wording", "composition", "mask", "prior")
+METRICS = ("control", "leakage", "wording", "composition", "mask", "prior", "marginal")
 
 
 class Row(NamedTuple):
@@ -137,6 +137,8 @@ def summary(name: str, found: Sequence[Mapping[str, Any]], prompts: int) -> dict
         "new_wordings": "new_wordings/accuracy",
         "mask_iou": "mask/iou",
         "mask_iou_real": "mask_real/iou",
+        "marginal": "marginal/distance",
+        "marginal_real": "marginal_real/distance",
     }
     row: dict[str, Any] = {"name": name, "seeds": len(found), "prompts": prompts}
     intervals = {}

@@ -24,7 +24,7 @@ from vgjax.context import Run
 from vgjax.evaluation.evaluate import results
 from vgjax.stages import plan
 
-METRICS = ("control", "leakage", "wording", "composition", "mask", "prior", "marginal")
+METRICS = ("control", "leakage", "wording", "composition", "mask", "prior", "marginal", "dci")
 
 
 class Row(NamedTuple):
@@ -139,6 +139,7 @@ def summary(name: str, found: Sequence[Mapping[str, Any]], prompts: int) -> dict
         "mask_iou_real": "mask_real/iou",
         "marginal": "marginal/distance",
         "marginal_real": "marginal_real/distance",
+        **{name: f"dci/{name}" for name in ("disentanglement", "completeness", "informativeness")},
     }
     row: dict[str, Any] = {"name": name, "seeds": len(found), "prompts": prompts}
     intervals = {}

@@ -1,6 +1,6 @@
 """Metrics by the name that config key `evaluate.metrics` takes: one file each."""
 
-from vgjax.evaluation.metrics import composition, control, gain, marginal, mask, prior, separation, swap
+from vgjax.evaluation.metrics import composition, control, dci, gain, marginal, mask, prior, separation, swap
 
 METRICS = {
     "control": control.METRIC,
@@ -12,4 +12,5 @@ METRICS = {
     "composition": composition.METRIC,
     "mask": mask.METRIC,
     "marginal": marginal.METRIC,
+    "dci": dci.METRIC,
 }

@@ -148,6 +148,9 @@ class Disentangler(Group):
         "scaled", "scaled: squared error on standardised factors; cosine: direction only, as published"
     )
     weight_reconstruction: NonNegativeFloat = key(0.0, "text embedding rebuilt from both factors; published: 0.5")
+    weight_independence: NonNegativeFloat = key(
+        0.0, "flow: words heard that speak of the other channel, for own texts, whose clauses are not known; about 3"
+    )
     shuffle_anatomy_targets: bool = key(False, "control experiment: anatomy permuted between the training pictures")
     shuffle_modality_targets: bool = key(False, "control experiment: modality permuted between the training pictures")
     weights: str = key("", "a trained text disentangler's file, taken as it is instead of training")

@@ -74,7 +74,9 @@ class TextEncoder(Group):
         1024,
         "D, length of an embedding; vocabulary: most words and pairs; bert: must equal the model's hidden size",
     )
-    path: str = key("", "bert: folder or hub id")
+    path: str = key(
+        "", "bert: folder or hub id; vocabulary: the same, to read unknown words as known ones; empty: they are ignored"
+    )
     max_length: PositiveInt = key(128, "longest text in tokens; the rest is cut off")
 
 

@@ -1,8 +1,8 @@
 """Frozen text encoders: captions in, one vector each out.
 
-`VocabularyEncoder`, the default, knows the words of the training captions and no others. `SynonymEncoder` reads the others
-as known ones. `Hashing` knows all words, two of which may fall together. `PooledBert` runs a (clinical) BERT or DistilBERT.
-`vgjax.text` builds each from a config.
+`VocabularyEncoder`, the default, knows the words of the training captions and no others. `SynonymEncoder` reads others
+as known ones. `Hashing` knows all words, two of which may fall together. `PooledBert` runs a (clinical) BERT or
+DistilBERT. `vgjax.text` builds each from a config.
 """
 
 import functools

@@ -109,7 +109,7 @@ def test_guidance_is_chosen_on_validation_captions_and_told(table, monkeypatch):
 
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.guidance])
 def test_another_guidance_or_split_trains_nothing_anew(name, tmp_path):
-    options = argparse.Namespace(root="", prompts=50, workdir=str(tmp_path), store=str(tmp_path / "store"))
+    options = options_in(tmp_path, prompts=50)
     plain = control.open_row("phantom", ROWS[name], 0, options)
     chosen = control.open_row("phantom", ROWS[name], 0, options, 2.75, **control.CHOICE)
     assert set(chosen.config.sample.guidance.values()) == {2.75}
@@ -136,9 +136,7 @@ def options_in(folder, prompts, text_encoder=""):
 
 @pytest.mark.parametrize("name", list(ROWS))
 def test_every_row_is_a_config_that_can_be_run(name, tmp_path):
-    options = argparse.Namespace(
-        root="", text_encoder="", prompts=50, workdir=str(tmp_path), store=str(tmp_path / "store")
-    )
+    options = options_in(tmp_path, prompts=50)
     run = control.open_row("phantom", ROWS[name], 0, options)
     assert "evaluation" in run.producers and run.config.seed == 0
     assert (
@@ -171,7 +169,7 @@ def test_every_row_has_as_many_parameters_as_the_default(name, tmp_path, monkeyp
         "_states",
         lambda self, frozen, ids: jnp.zeros((*ids.shape, width)) if self._encoder.kind == "bert" else None,
     )
-    options = argparse.Namespace(root="", prompts=50, workdir=str(tmp_path), store=str(tmp_path / "store"))
+    options = options_in(tmp_path, prompts=50)
     run, default = (control.open_row("phantom", ROWS[row], 0, options) for row in (name, "default"))
     ratio = parameters(run.config, run.mesh) / parameters(default.config, run.mesh)
     assert ratio == pytest.approx(1.0, abs=0.05)

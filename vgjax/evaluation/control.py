@@ -219,7 +219,7 @@ def markdown(rows: Sequence[Mapping[str, Any]], stale: Collection[str]) -> str:
 def stale_rows(config: str, rows: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> list[str]:
     """Names of rows whose artefacts are no longer those of the config."""
     own = lambda row: argparse.Namespace(**{**vars(options), "prompts": row["prompts"]})
-    told = [row for row in rows if options.text_encoder or not ROWS[row["name"]].reads_new_words]
+    told = [row for row in rows if not ROWS[row["name"]].reads_new_words or options.text_encoder]
     return [row["name"] for row in told if not is_fresh(config, row, own(row))]
 
 

@@ -59,7 +59,7 @@ def table(tmp_path, monkeypatch):
     opened = lambda config, row, seed, options, scale=None, **keys: FakeRun(row.variants, scale or seed)
     monkeypatch.setattr(control, "open_row", opened)
     monkeypatch.setattr(control, "measure", lambda run: measured.append(run.digest) or found(0.8, digest=run.digest))
-    options = argparse.Namespace(results=str(tmp_path), prompts=10, seeds=0)
+    options = argparse.Namespace(results=str(tmp_path), prompts=10, seeds=0, text_encoder="")
     path = tmp_path / "control_phantom.json"
 
     def write(*names):
@@ -109,7 +109,7 @@ def test_guidance_is_chosen_on_validation_captions_and_told(table, monkeypatch):
 
 @pytest.mark.parametrize("name", [name for name, row in ROWS.items() if row.guidance])
 def test_another_guidance_or_split_trains_nothing_anew(name, tmp_path):
-    options = argparse.Namespace(root="", prompts=50, workdir=str(tmp_path), store=str(tmp_path / "store"))
+    options = options_in(tmp_path, prompts=50)
     plain = control.open_row("phantom", ROWS[name], 0, options)
     chosen = control.open_row("phantom", ROWS[name], 0, options, 2.75, **control.CHOICE)
     assert set(chosen.config.sample.guidance.values()) == {2.75}
@@ -128,9 +128,15 @@ def test_an_unknown_row_is_one_sentence(capsys):
     assert told.startswith("error: --rows names 'fast': choose among quick, default") and told.count("\n") == 1
 
 
+def options_in(folder, prompts, text_encoder=""):
+    """What the command line gives."""
+    where = {"workdir": str(folder), "store": str(folder / "store")}
+    return argparse.Namespace(root="", prompts=prompts, text_encoder=text_encoder, **where)
+
+
 @pytest.mark.parametrize("name", list(ROWS))
 def test_every_row_is_a_config_that_can_be_run(name, tmp_path):
-    options = argparse.Namespace(root="", prompts=50, workdir=str(tmp_path), store=str(tmp_path / "store"))
+    options = options_in(tmp_path, prompts=50)
     run = control.open_row("phantom", ROWS[name], 0, options)
     assert "evaluation" in run.producers and run.config.seed == 0
     assert (
@@ -163,7 +169,7 @@ def test_every_row_has_as_many_parameters_as_the_default(name, tmp_path, monkeyp
         "_states",
         lambda self, frozen, ids: jnp.zeros((*ids.shape, width)) if self._encoder.kind == "bert" else None,
     )
-    options = argparse.Namespace(root="", prompts=50, workdir=str(tmp_path), store=str(tmp_path / "store"))
+    options = options_in(tmp_path, prompts=50)
     run, default = (control.open_row("phantom", ROWS[row], 0, options) for row in (name, "default"))
     ratio = parameters(run.config, run.mesh) / parameters(default.config, run.mesh)
     assert ratio == pytest.approx(1.0, abs=0.05)
@@ -176,7 +182,9 @@ def test_the_readme_shows_what_the_results_say(tmp_path):
     if not path.exists():
         pytest.skip("no results yet")
     rows = json.loads(path.read_text())["rows"]
-    options = argparse.Namespace(root="", prompts=1, workdir=str(tmp_path), store=str(tmp_path / "store"))
+    options = argparse.Namespace(
+        root="", text_encoder="", prompts=1, workdir=str(tmp_path), store=str(tmp_path / "store")
+    )
     shown = readme.partition("<!-- control:phantom -->\n")[2].partition("\n<!-- /control:phantom -->")[0]
     assert shown == control.markdown(rows, control.stale_rows("phantom", rows, options)), (
         "write the table anew: python -m vgjax.evaluation.control --rows= --readme=README.md"
@@ -193,3 +201,21 @@ def test_a_readme_gets_the_table_between_its_marks(tmp_path):
     assert lines[4] == "| quick (stale) | 0.961 |" + "  |" * 8 + " 4.50 M | 1 |"
     control.write_readme(path, "x", "new")
     assert path.read_text() == "before\n<!-- control:x -->\nnew\n<!-- /control:x -->\nafter\n"
+
+
+def test_a_row_that_needs_a_text_encoder_is_left_out_without_and_never_called_stale(table, monkeypatch, caplog):
+    write, _ = table
+    monkeypatch.setattr(control, "ROWS", {"quick": Row(""), "words": Row("long", reads_new_words=True)})
+    with caplog.at_level("INFO"):
+        assert write("quick", "words") == (["-0"], ["quick"])
+    assert "row words is left out: name the folder of a BERT (--text_encoder=FOLDER)" in caplog.messages
+    rows = [{"name": "words", "prompts": 10, "seeds": 1, "digest": ["of another machine's folder"]}]
+    given = lambda folder: argparse.Namespace(prompts=10, text_encoder=folder)
+    assert control.stale_rows("phantom", rows, given("")) == []
+    assert control.stale_rows("phantom", rows, given("folder")) == ["words"]
+
+
+def test_the_row_of_a_text_encoder_takes_its_folder(tmp_path):
+    options = options_in(tmp_path, prompts=50, text_encoder="folder")
+    assert control.open_row("phantom", ROWS["pretrained words"], 0, options).config.text_encoder.path == "folder"
+    assert control.open_row("phantom", ROWS["quick"], 0, options).config.text_encoder.path == ""

@@ -145,7 +145,7 @@ def test_unknown_words_are_warned_of_and_written_down(run, caplog):
         settings = drawn(run, prompt="A SMALL zebra", anatomy="violet lesion", modality="dark zebra")
     assert settings["unknown_words"] == ["zebra", "violet"]
     assert [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING] == [
-        "not in the training captions, and so not followed: zebra, violet"
+        "not in the training captions, and so not followed as they are: zebra, violet"
     ]
 
 

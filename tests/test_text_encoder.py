@@ -14,7 +14,7 @@ from tokenizers import BertWordPieceTokenizer
 
 from vgjax.config import ConfigError, TextEncoder
 from vgjax.models import text_encoder
-from vgjax.text import load_text_encoder
+from vgjax.text import load_text_encoder, write_vocabulary
 
 REPO = Path(__file__).parents[1]
 WIDTH, DEPTH, HEADS, HIDDEN, POSITIONS = 16, 3, 2, 24, 40
@@ -354,3 +354,18 @@ def test_hashed_words_are_told_by_their_entries():
     (ids,) = encode.ids(["a small polyp"])
     assert ids == [int(np.abs(encode([word])[0]).argmax()) for word in ("a", "small", "polyp")]
     assert encode.ids([""]) == [[]]
+
+
+def test_a_vocabulary_with_a_model_reads_unknown_words_by_it(tmp_path):
+    """Widths need not agree: the embedding stays that of the vocabulary."""
+    save_model(tmp_path / "model", "bert")
+    write_vocabulary(tmp_path / "vocabulary.json", ["a small polyp", "a large polyp"], 20)
+    config = TextEncoder(kind="vocabulary", width=20, path=str(tmp_path / "model"))
+    encode = load_text_encoder(config, tmp_path / "vocabulary.json")
+    assert isinstance(encode, text_encoder.SynonymEncoder) and encode(["a small polyp"]).shape == (1, 20)
+    states = encoder_in(tmp_path / "model")(["huge", "small", "large", "a"])
+    likeness = states[1:3] @ states[0] / np.linalg.norm(states[1:3], axis=1)
+    found = encode.unknown(["a huge polyp"])
+    assert found in (["huge"], [f"huge (read as {('small', 'large')[int(likeness.argmax())]})"])
+    plain = load_text_encoder(TextEncoder(kind="vocabulary", width=20), tmp_path / "vocabulary.json")
+    assert plain.unknown(["a huge polyp"]) == ["huge"]

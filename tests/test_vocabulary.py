@@ -7,7 +7,7 @@ import pytest
 
 from vgjax.config import ConfigError, TextEncoder
 from vgjax.data.sources import phantom
-from vgjax.models.text_encoder import VocabularyEncoder, words_of
+from vgjax.models.text_encoder import SynonymEncoder, VocabularyEncoder, words_of
 from vgjax.text import load_text_encoder, write_vocabulary
 
 TEXTS = ["A small polyp.", "Large polyps in the centre.", "a large polyp in the upper left; grade 3"]
@@ -114,3 +114,42 @@ def test_the_same_text_has_the_same_embedding_after_the_file(tmp_path):
 def test_the_kind_without_its_file_is_our_fault():
     with pytest.raises(ValueError, match="needs the vocabulary of the training captions"):
         load_text_encoder(TextEncoder(kind="vocabulary"))
+
+
+# ---------------------------------------------------------------- unknown words, read as known ones
+
+PLANE = {"large": (1.0, 0.0), "huge": (1.0, 0.3), "small": (0.0, 1.0), "polyp": (-1.0, 0.0), "growth": (-1.0, -0.1)}
+PLANE |= {"upper": (1.0, 0.2), "polyps": (-1.0, 0.1)}
+
+
+def reading(known=None):
+    """A fake encoder of the words above on a plane; all others, whatever they are, point out of it."""
+    embed = lambda texts: np.array([(*PLANE.get(text, (0.0, 0.0)), float(text not in PLANE)) for text in texts])
+    return SynonymEncoder(known or fitted(), embed)
+
+
+def test_an_unknown_word_is_read_as_the_most_alike_that_stood_in_its_place():
+    encode, known = reading(), fitted()
+    # "upper" is more like "huge" than "large" is, but never stood before "polyp".
+    assert encode.unknown(["a huge polyp"]) == ["huge (read as large)"]
+    np.testing.assert_array_equal(encode(["A huge polyp."]), known(["a large polyp"]))
+    assert encode.ids(["huge polyp"]) == known.ids(["large polyp"])
+    assert encode(["a huge polyp"]).shape == (1, encode.width)
+
+
+def test_the_word_behind_is_read_first():
+    """ "growth" stands before "in", as "polyp" and "polyps" do; read as one of them it tells what "huge" may be."""
+    encode = reading(fitted(texts=[*TEXTS, "a large polyp in the lower right"]))
+    assert encode.unknown(["huge growth in the centre"]) == ["huge (read as large)", "growth (read as polyp)"]
+
+
+def test_a_word_that_is_like_none_or_stands_nowhere_known_stays_ignored_and_told():
+    encode, known = reading(), fitted()
+    assert encode.unknown(["a zebra polyp", "huge zebra", "huge"]) == ["zebra", "huge"]
+    np.testing.assert_array_equal(encode(["a zebra polyp"]), known(["a polyp"]))
+
+
+def test_known_texts_are_heard_as_they_are():
+    encode, known = reading(), fitted()
+    np.testing.assert_array_equal(encode(TEXTS), known(TEXTS))
+    assert encode.unknown(TEXTS) == [] and not encode([""]).any()

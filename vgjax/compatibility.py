@@ -104,6 +104,10 @@ def _choices(c: Flat) -> Iterator[Broken]:
         yield "disentangler.method", f"{conflict} come from a regression, so set it to 'regression'"
     if c["denoiser.channels"] == "one" and condition != "factors":
         yield "denoiser.channels", f" with denoiser.condition '{condition}': only factors can be one channel"
+    words = c["disentangler.method"] == "flow" and c["text_encoder.kind"] != "bert"
+    if c["disentangler.weight_independence"] and not words:
+        conflict = ": it weighs the words that flows hear one by one, so set disentangler.method to 'flow' and"
+        yield "disentangler.weight_independence", f"{conflict} text_encoder.kind to 'vocabulary', or it to 0"
     if c["denoiser.flip"] and condition == "factors" and not from_text:
         conflict = " with denoiser.learn_from 'pictures': factors are those of the picture as it is, so set it to False"
         yield "denoiser.flip", conflict

@@ -74,7 +74,9 @@ class TextEncoder(Group):
         1024,
         "D, length of an embedding; vocabulary: most words and pairs; bert: must equal the model's hidden size",
     )
-    path: str = key("", "bert: folder or hub id")
+    path: str = key(
+        "", "bert: folder or hub id; vocabulary: the same, to read unknown words as known ones; empty: they are ignored"
+    )
     max_length: PositiveInt = key(128, "longest text in tokens; the rest is cut off")
 
 
@@ -148,6 +150,9 @@ class Disentangler(Group):
         "scaled", "scaled: squared error on standardised factors; cosine: direction only, as published"
     )
     weight_reconstruction: NonNegativeFloat = key(0.0, "text embedding rebuilt from both factors; published: 0.5")
+    weight_independence: NonNegativeFloat = key(
+        0.0, "flow: words heard that speak of the other channel, for own texts, whose clauses are not known; about 3"
+    )
     shuffle_anatomy_targets: bool = key(False, "control experiment: anatomy permuted between the training pictures")
     shuffle_modality_targets: bool = key(False, "control experiment: modality permuted between the training pictures")
     weights: str = key("", "a trained text disentangler's file, taken as it is instead of training")

@@ -90,3 +90,13 @@ def text_terms(
     for name, output, target in zip(("anatomy", "modality"), outputs, targets, strict=False):
         terms[name] = compare(output, jax.lax.stop_gradient(target).reshape(output.shape))
     return terms
+
+
+def foreign_words(kernel_DW: chex.Array, share_D: chex.Array, text_BD: chex.Array) -> chex.Array:
+    """How much of what a linear layer hears of texts are entries that speak of something else, a scalar in [0, 1].
+
+    Args:
+      share_D: how far an entry speaks of what the layer is about, in [0, 1].
+    """
+    heard_D = jnp.square(kernel_DW).sum(1) * jnp.square(text_BD).mean(0)
+    return (heard_D * (1 - share_D)).sum() / jnp.maximum(heard_D.sum(), 1e-12)

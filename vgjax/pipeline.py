@@ -161,13 +161,18 @@ def principal_components(factors_NF: np.ndarray, components: int) -> dict[str, n
     return {name: value.astype(np.float32) for name, value in basis.items()}
 
 
+def by_channel(factors: Factors) -> Inputs:
+    """Factors as one vector a channel, (B, F)."""
+    return {"anatomy": factors.anatomy_BggK.reshape(len(factors.modality_BZ), -1), "modality": factors.modality_BZ}
+
+
 def to_components(factors: Factors, basis: Mapping[str, Any]) -> Inputs:
     """Factors in the space of `principal_components`: by channel, (B, M).
 
     Args:
       basis: of each channel, as anatomy_mean, anatomy_whiten and so on.
     """
-    flat = {"anatomy": factors.anatomy_BggK.reshape(len(factors.modality_BZ), -1), "modality": factors.modality_BZ}
+    flat = by_channel(factors)
     return {name: (x_BF - basis[f"{name}_mean"][None]) @ basis[f"{name}_whiten"] for name, x_BF in flat.items()}
 
 

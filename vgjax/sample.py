@@ -128,7 +128,7 @@ def read_request(config: Config, asked: Mapping[str, str]) -> Request:
 def sample_request(run: Run, asked: Mapping[str, str], count: int = 0, seed: int | None = None) -> list[pathlib.Path]:
     """Draws pictures of what is asked for into workdir/samples: PNG files, then their settings as JSON.
 
-    Words that the training captions never used are told; they change nothing.
+    Words that the training captions never used are told; they change nothing but where they are read as known ones.
 
     Args:
       asked: as `read_request` takes it.
@@ -141,7 +141,7 @@ def sample_request(run: Run, asked: Mapping[str, str], count: int = 0, seed: int
     encoder, texts = sampler.encoder, (request.prompt, request.anatomy, request.modality)
     unknown = encoder.unknown(texts) if encoder else []
     if unknown:
-        logging.warning("not in the training captions, and so not followed: %s", ", ".join(unknown))
+        logging.warning("not in the training captions, and so not followed as they are: %s", ", ".join(unknown))
     pictures = sampler(sampler.inputs([request] * len(picture_seeds), picture_seeds), picture_seeds)
     told = {name: value for name, value in asked.items() if value}
     name = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]

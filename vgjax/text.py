@@ -12,7 +12,7 @@ from vgjax.atomic import write_json
 from vgjax.config import ConfigError
 from vgjax.config import TextEncoder as TextEncoderConfig
 from vgjax.models.bert import Bert, config_from_json
-from vgjax.models.text_encoder import Hashing, PooledBert, TextEncoder, VocabularyEncoder
+from vgjax.models.text_encoder import Hashing, PooledBert, SynonymEncoder, TextEncoder, VocabularyEncoder
 from vgjax.weights.read import cached
 
 
@@ -27,12 +27,13 @@ def load_text_encoder(config: TextEncoderConfig, vocabulary: pathlib.Path | None
       ConfigError: a model that is absent, broken or does not fit.
     """
     if config.kind == "bert":
-        return _pooled_bert(config)
+        return _of_width(_pooled_bert(config), config)
     if config.kind == "hashing":
         return Hashing(config.width)
     if vocabulary is None:
         raise ValueError("text_encoder.kind 'vocabulary' needs the vocabulary of the training captions")
-    return VocabularyEncoder(config.width, **json.loads(vocabulary.read_text()))
+    known = VocabularyEncoder(config.width, **json.loads(vocabulary.read_text()))
+    return SynonymEncoder(known, _pooled_bert(config)) if config.path else known
 
 
 def write_vocabulary(path: pathlib.Path, texts: Iterable[str], width: int) -> int:
@@ -54,12 +55,16 @@ def _pooled_bert(config: TextEncoderConfig) -> PooledBert:
         _, variables = weights.from_torch(sizes.kind, tensors, values, f"the weights in '{folder}'")
     except ConfigError as error:
         raise ConfigError(f"config key 'text_encoder.path': {error}") from None
-    if sizes.width != config.width:
-        raise ConfigError(
-            f"config key 'text_encoder.width' is {config.width} but the model in '{folder}' is {sizes.width} wide: set"
-            f" it to {sizes.width}"
-        )
     return PooledBert(Bert(sizes), variables, tokenizer, config.max_length)
+
+
+def _of_width(encoder: PooledBert, config: TextEncoderConfig) -> PooledBert:
+    if encoder.width != config.width:
+        raise ConfigError(
+            f"config key 'text_encoder.width' is {config.width} but the model in '{config.path}' is {encoder.width}"
+            f" wide: set it to {encoder.width}"
+        )
+    return encoder
 
 
 def _folder(path: str) -> pathlib.Path:

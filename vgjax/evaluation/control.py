@@ -24,7 +24,7 @@ from vgjax.context import Run
 from vgjax.evaluation.evaluate import results
 from vgjax.stages import plan
 
-METRICS = ("control", "leakage", "wording", "composition", "mask", "prior")
+METRICS = ("control", "leakage", "wording", "composition", "mask", "prior", "marginal", "dci")
 
 
 class Row(NamedTuple):
@@ -34,6 +34,7 @@ class Row(NamedTuple):
     seeds: int = 1
     keys: Mapping[str, Any] = {}  # in the place of the config's
     guidance: Sequence[float] = ()  # scales, the same for all channels, to choose one of; empty: the config's
+    reads_new_words: bool = False  # by the encoder in the folder that --text_encoder names
 
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.5)
@@ -54,6 +55,7 @@ ROWS: dict[str, Row] = {
     "class": Row("class_label+long", keys={"denoiser.width": 164, "denoiser.depth": 6}, guidance=SCALES),
     "no_alignment": Row("no_alignment+long", guidance=SCALES),
     "one_channel": Row("one_channel", guidance=SCALES),
+    "pretrained words": Row("", reads_new_words=True),
     "mean instead of sample": Row("regression"),
     "text factors instead of picture factors": Row("regression", keys={"denoiser.learn_from": "text"}),
     "no spatial path": Row("", keys={"denoiser.spatial_path": False}),
@@ -68,6 +70,8 @@ def open_row(
     """The run of one row under one seed, with a guidance scale and further keys in the place of the config's."""
     module = __import__(f"configs.{config}", fromlist=["get_config"])
     c = module.get_config(row.variants)
+    if row.reads_new_words:
+        c.text_encoder.path = options.text_encoder
     c.update_from_flattened_dict({**row.keys, "seed": seed, "data.root": options.root})
     c.evaluate.update(metrics=METRICS, prompts=options.prompts)
     if config == "phantom":
@@ -136,6 +140,9 @@ def summary(name: str, found: Sequence[Mapping[str, Any]], prompts: int) -> dict
         "new_wordings": "new_wordings/accuracy",
         "mask_iou": "mask/iou",
         "mask_iou_real": "mask_real/iou",
+        "marginal": "marginal/distance",
+        "marginal_real": "marginal_real/distance",
+        **{name: f"dci/{name}" for name in ("disentanglement", "completeness", "informativeness")},
     }
     row: dict[str, Any] = {"name": name, "seeds": len(found), "prompts": prompts}
     intervals = {}
@@ -170,6 +177,9 @@ def write_table(config: str, names: Sequence[str], options: argparse.Namespace) 
     known = {row["name"]: row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
     for name in names:
         row, seeds = ROWS[name], options.seeds or ROWS[name].seeds
+        if row.reads_new_words and not options.text_encoder:
+            logging.info("row %s is left out: name the folder of a BERT (--text_encoder=FOLDER)", name)
+            continue
         if known.get(name, {}).get("seeds") == seeds and is_fresh(config, known[name], options):
             logging.info("row %s: as it was", name)
             continue
@@ -208,7 +218,8 @@ def markdown(rows: Sequence[Mapping[str, Any]], stale: Collection[str]) -> str:
 def stale_rows(config: str, rows: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> list[str]:
     """Names of rows whose artefacts are no longer those of the config."""
     own = lambda row: argparse.Namespace(**{**vars(options), "prompts": row["prompts"]})
-    return [row["name"] for row in rows if not is_fresh(config, row, own(row))]
+    told = [row for row in rows if not ROWS[row["name"]].reads_new_words or options.text_encoder]
+    return [row["name"] for row in told if not is_fresh(config, row, own(row))]
 
 
 def write_readme(path: pathlib.Path, config: str, table: str) -> None:
@@ -226,6 +237,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompts", type=int, default=2000, help="test captions")
     parser.add_argument("--seeds", type=int, default=0, help="seeds a row; 0: as the row says")
     parser.add_argument("--root", default="", help="folder of the dataset")
+    parser.add_argument("--text_encoder", default="", help="folder of a BERT, for the row 'pretrained words'")
     parser.add_argument("--workdir", default="runs/control")
     parser.add_argument("--store", default="runs/store")
     parser.add_argument("--results", default="results")

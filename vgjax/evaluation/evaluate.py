@@ -70,7 +70,7 @@ def see(pictures: np.ndarray, options: Options, view: PriorView | None) -> Seen:
     """Pictures with what the reader, and stage 1 where there is one, makes of them."""
     found = view(pictures) if view else {}
     levels = options.reader.read(pictures, found.get("lesion", np.zeros(pictures.shape[:3])))
-    return Seen(pictures, levels, found.get("lesion"), found.get("reconstruction"))
+    return Seen(pictures, levels, *map(found.get, ("lesion", "reconstruction", "factors")))
 
 
 def results(run: Run) -> tuple[dict[str, float], dict[str, Any]]:

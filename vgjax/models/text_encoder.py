@@ -1,15 +1,17 @@
 """Frozen text encoders: captions in, one vector each out.
 
-`VocabularyEncoder`, the default, knows the words of the training captions and no others. `Hashing` knows all words, two
-of which may fall together. `PooledBert` runs a (clinical) BERT or DistilBERT. `vgjax.text` builds each from a config.
+`VocabularyEncoder`, the default, knows the words of the training captions and no others. `SynonymEncoder` reads others
+as known ones. `Hashing` knows all words, two of which may fall together. `PooledBert` runs a (clinical) BERT or
+DistilBERT. `vgjax.text` builds each from a config.
 """
 
+import functools
 import itertools
 import logging
 import math
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Protocol, Self
 
 import jax
@@ -21,6 +23,7 @@ from vgjax.config import ConfigError
 from vgjax.models import bert
 
 WORD = re.compile(r"(?u)\b\w+\b")
+ALIKE = 0.45  # least cosine of a word that is read as another; below, the nearest is often of another kind
 MIN_TOKENS = 3  # [CLS], one piece, [SEP]
 SMALLEST_BUCKET = 32  # tokens of the shortest padded sequence
 BATCH_SIZE = 16  # rows of every batch, filled up with padding
@@ -140,6 +143,53 @@ class VocabularyEncoder:
     def unknown(self, texts: Sequence[str]) -> list[str]:
         """The words that the training captions never used, each once, in the order of the texts."""
         return list(dict.fromkeys(word for text in texts for word in words_of(text) if word not in self._places))
+
+
+class SynonymEncoder:
+    """A vocabulary that reads an unknown word as the known one most like it in a pretrained encoder's embedding space.
+
+    Candidates are the words that stood before the next word in the training captions ("huge lesion": "large", "small"):
+    among all words, nearness in such a space is as often that of topics. An unknown word without any, or with none
+    that is like it, stays ignored.
+    """
+
+    def __init__(self, vocabulary: VocabularyEncoder, pretrained: Callable[[Sequence[str]], np.ndarray]):
+        self.width, self._vocabulary, self._pretrained = vocabulary.width, vocabulary, pretrained
+        self._before: dict[str, list[str]] = {}
+        for one, next_one in (entry.split() for entry in vocabulary.entries if " " in entry):
+            self._before.setdefault(next_one, []).append(one)
+        self._alike = functools.cache(self._most_alike)
+
+    def _most_alike(self, word: str, next_one: str) -> str:
+        """The candidate, or "" where none is like the word."""
+        candidates = self._before.get(next_one, [])
+        found = self._pretrained([word, *candidates])
+        unit = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
+        likeness = dict(zip(candidates, unit[1:] @ unit[0], strict=True))
+        best = max(candidates, key=lambda one: likeness[one], default="")
+        return best if best and likeness[best] >= ALIKE else ""
+
+    def _read(self, text: str) -> tuple[list[str], dict[str, str]]:
+        """The words of a text as they are heard, and for each unknown one what it is heard as."""
+        heard: list[str] = []
+        unknown = dict.fromkeys(self._vocabulary.unknown([text]), "")
+        for word in reversed(words_of(text)):  # the next word is read before this one
+            if word in unknown:
+                unknown[word] = self._alike(word, heard[0] if heard else "")
+            heard = [one for one in [unknown.get(word, word)] if one] + heard
+        return heard, unknown
+
+    def __call__(self, texts: Sequence[str]) -> np.ndarray:
+        return self._vocabulary([" ".join(self._read(text)[0]) for text in texts])
+
+    def ids(self, texts: Sequence[str]) -> list[list[int]]:
+        """The entry of each word as it is heard."""
+        return self._vocabulary.ids([" ".join(self._read(text)[0]) for text in texts])
+
+    def unknown(self, texts: Sequence[str]) -> list[str]:
+        """The words that the training captions never used, with what they are read as."""
+        told = {word: one for text in texts for word, one in self._read(text)[1].items()}
+        return [f"{word} (read as {one})" if one else word for word, one in told.items()]
 
 
 class PooledBert:

@@ -1,6 +1,6 @@
 """Metrics by the name that config key `evaluate.metrics` takes: one file each."""
 
-from vgjax.evaluation.metrics import composition, control, gain, mask, prior, separation, swap
+from vgjax.evaluation.metrics import composition, control, dci, gain, marginal, mask, prior, separation, swap
 
 METRICS = {
     "control": control.METRIC,
@@ -11,4 +11,6 @@ METRICS = {
     "wording": separation.WORDING,
     "composition": composition.METRIC,
     "mask": mask.METRIC,
+    "marginal": marginal.METRIC,
+    "dci": dci.METRIC,
 }

@@ -52,12 +52,14 @@ class Seen(NamedTuple):
       levels: factor -> level, of each picture.
       lesion: the stage-1 segmentor's probability (N, H, W); None where the run has no stage 1.
       reconstruction: (N, H, W, 3) uint8 by stage 1, or None.
+      factors: by channel, what stage 1 finds, (N, F); or None.
     """
 
     pictures: np.ndarray
     levels: Sequence[Levels]
     lesion: np.ndarray | None = None
     reconstruction: np.ndarray | None = None
+    factors: Mapping[str, np.ndarray] | None = None
 
 
 class Options(NamedTuple):

@@ -68,6 +68,9 @@ class Layers:
             x_BD = jnp.tanh(x_BD @ params[name])
         return {"size": jnp.mean(x_BD**2, axis=1)}, model_state
 
+    def loss_at(self, step: int) -> Any:
+        return self.loss
+
     def validate(self, *arguments: Any) -> Any:
         return {}
 

@@ -87,7 +87,7 @@ def streaming(folder: pathlib.Path) -> tuple[float, float]:
     delivered = median_rate(lambda: sum(len(next(data)["embedding"]) for _ in range(40)))
     tx = optim.optimizer(stage.training)
     state = create(*stage.init(jax.random.key(0)), tx, stage.training.ema_decay)
-    step = jax.jit(lambda state, frozen, batch: train_step(stage, tx, seed, state, frozen, batch)[0])
+    step = jax.jit(lambda state, frozen, batch: train_step(stage, tx, seed, stage.loss, state, frozen, batch)[0])
     batch = parallel.to_global(next(data), run.mesh)
     state = jax.block_until_ready(step(state, stage.frozen, batch))
 

@@ -31,6 +31,7 @@ def smoke(c: ConfigDict) -> ConfigDict:
     c.disentangler.flow_width.update(anatomy=32, modality=32)
     c.disentangler.train.update(steps=8, batch_size=16)
     c.denoiser.update(width=32, depth=2, heads=2, token_width=32, hffm_hidden=32, components=12)
+    c.denoiser.update(colour_every_steps=3, colour_steps=2, colour_gradient_steps=1)
     c.denoiser.train.update(steps=6, batch_size=8)
     for stage in (c.prior, c.disentangler, c.denoiser):
         stage.train.update(warmup_steps=2, checkpoint_every_steps=3, log_every_steps=2)
@@ -108,6 +109,13 @@ def pixart_text(c: ConfigDict) -> ConfigDict:
     return c
 
 
+def medart(c: ConfigDict) -> ConfigDict:
+    """A baseline: `pixart_text` with a colour loss whose gradient runs through the sampler (Med-Art, 2506.20449)."""
+    c = pixart_text(c)
+    c.denoiser.update(weight_colour=1 / 20, colour_guidance=2.0)
+    return c
+
+
 VARIANTS = {
     "smoke": smoke,
     "reference": reference,
@@ -117,6 +125,7 @@ VARIANTS = {
     "no_alignment": no_alignment,
     "one_channel": one_channel,
     "pixart_text": pixart_text,
+    "medart": medart,
 }
 
 

@@ -108,6 +108,9 @@ def _choices(c: Flat) -> Iterator[Broken]:
     if c["disentangler.weight_independence"] and not words:
         conflict = ": it weighs the words that flows hear one by one, so set disentangler.method to 'flow' and"
         yield "disentangler.weight_independence", f"{conflict} text_encoder.kind to 'vocabulary', or it to 0"
+    if c["denoiser.colour_gradient_steps"] > c["denoiser.colour_steps"]:
+        conflict = f": it must not exceed denoiser.colour_steps {c['denoiser.colour_steps']}"
+        yield "denoiser.colour_gradient_steps", conflict
     if c["denoiser.flip"] and condition == "factors" and not from_text:
         conflict = " with denoiser.learn_from 'pictures': factors are those of the picture as it is, so set it to False"
         yield "denoiser.flip", conflict

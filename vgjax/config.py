@@ -218,6 +218,13 @@ class Denoiser(Group):
         0.4, "standard deviation added to the anatomy's whitened components in training"
     )
     modality_noise: NonNegativeFloat = key(0.1, "the same for the modality's")
+    weight_colour: NonNegativeFloat = key(
+        0.0, "mean and spread of each colour in pictures drawn from the batch's conditions; published: 1 / colour_steps"
+    )
+    colour_every_steps: PositiveInt = key(500, "the colour term joins the loss in steps divisible by this, from 0 on")
+    colour_steps: PositiveInt = key(20, "solver steps of its pictures")
+    colour_gradient_steps: NonNegativeInt = key(20, "how many of the last ones its gradient runs through; published: 0")
+    colour_guidance: NonNegativeFloat = key(1.0, "guidance scale of its pictures, for all channels; published: 1")
     flip: bool = key(False, "mirror pictures left-right at random; refused where captions say left or right")
     remat: bool = key(False, "recompute activations in the backward pass: less memory, about a third more time")
     train: Training = Training(

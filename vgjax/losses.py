@@ -23,6 +23,18 @@ def mse(prediction: chex.Array, target: chex.Array) -> chex.Array:
     return _mean_per_example(jnp.square(prediction - target))
 
 
+def colour(image_BHWC: chex.Array, target_BHWC: chex.Array) -> chex.Array:
+    """Squared differences in each channel's mean over space and in its (unbiased) standard deviation, added up.
+
+    (B, H, W, C) x 2 -> (B,), averaged over channels (Med-Art, arXiv 2506.20449).
+    """
+    chex.assert_equal_shape([image_BHWC, target_BHWC])
+    # The floor keeps the gradient finite where a channel is constant.
+    spread = lambda x: jnp.sqrt(jnp.maximum(x.var((1, 2), ddof=1), 1e-12))
+    means, spreads = zip(*((x.mean((1, 2)), spread(x)) for x in (image_BHWC, target_BHWC)), strict=True)
+    return mse(*means) + mse(*spreads)
+
+
 def kl(mu_BZ: chex.Array, logvar_BZ: chex.Array) -> chex.Array:
     """KL divergence of N(mu, exp(logvar)) from N(0, 1), summed over Z, in nats: (B, Z) x 2 -> (B,)."""
     chex.assert_equal_shape([mu_BZ, logvar_BZ])

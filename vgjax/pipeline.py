@@ -243,11 +243,12 @@ def diffusion_errors(
 
 
 class Sampling(NamedTuple):
-    """How the sampler integrates: the process, the name of a solver in `SOLVERS`, and its steps."""
+    """How the sampler integrates: the process, the name of a solver in `SOLVERS`, its steps, those with gradients."""
 
     process: Process
     solver: str
     steps: int
+    gradient_steps: int | None = None
 
 
 def generate(
@@ -271,7 +272,7 @@ def generate(
         branches = denoise(dit, process, jnp.concatenate([x_t] * count), jnp.concatenate([t_B] * count), tokens)
         return guidance.combine(branches, guided.coefficients)
 
-    return SOLVERS[sampling.solver](process, outputs, noise_BHWC, sampling.steps)
+    return SOLVERS[sampling.solver](process, outputs, noise_BHWC, sampling.steps, sampling.gradient_steps)
 
 
 def decode(autoencoder: Autoencoder, latents_Bhwc: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ from vgjax.checkpoint import Checkpoints
 from vgjax.context import VARIABLES, Context
 from vgjax.data.stream import ordered_batches, training_batches
 from vgjax.provenance import fingerprint, peak_rss_mb
-from vgjax.stages.base import Stage, Terms
+from vgjax.stages.base import Loss, Stage, Terms
 from vgjax.state import TrainState, after_validation, apply_gradients, create, final_params
 
 LOG, DONE = "log.jsonl", "done.json"
@@ -30,6 +30,7 @@ def train_step(
     stage: Stage,
     tx: optax.GradientTransformation,
     base_key: jax.Array,
+    loss: Loss,
     state: TrainState,
     frozen: Any,
     batch: dict[str, jax.Array],
@@ -38,14 +39,14 @@ def train_step(
     key = jax.random.fold_in(base_key, state.step)
 
     def total(params: Any) -> tuple[jax.Array, tuple[Terms, Any]]:
-        terms, model_state = stage.loss(params, state.model_state, frozen, batch, key)
+        terms, model_state = loss(params, state.model_state, frozen, batch, key)
         means = {name: term.mean() for name, term in terms.items()}
-        weighted = [weight * means[name] for name, weight in stage.weights.items() if weight]
+        weighted = [weight * means[name] for name, weight in stage.weights.items() if weight and name in means]
         return sum(weighted[1:], weighted[0]), (means, model_state)
 
-    (loss, (means, model_state)), grads = jax.value_and_grad(total, has_aux=True)(state.params)
+    (value, (means, model_state)), grads = jax.value_and_grad(total, has_aux=True)(state.params)
     state = apply_gradients(state, grads, model_state, tx, stage.training.ema_decay)
-    return state, {"loss": loss, "gradient_norm": optax.tree.norm(grads), **means}
+    return state, {"loss": value, "gradient_norm": optax.tree.norm(grads), **means}
 
 
 def train(context: Context, stage: Stage, folder: pathlib.Path) -> dict[str, Any]:
@@ -73,7 +74,8 @@ def train(context: Context, stage: Stage, folder: pathlib.Path) -> dict[str, Any
     # ---- data and step
     data = training_batches(stage.source("train"), stage.example, c.batch_size, seed_for("order"))
     one_step = functools.partial(train_step, stage, tx, seeds.key_of(seed_for("train")))
-    step_fn = parallel.few_in_flight(jax.jit(one_step, donate_argnums=0, out_shardings=(places, None)), mesh)
+    jitted = jax.jit(one_step, static_argnums=0, donate_argnums=1, out_shardings=(places, None))
+    step_fn = parallel.few_in_flight(jitted, mesh)
     validate = Validation(mesh, stage, seeds.key_of(seed_for("validation")))
 
     with jax.set_mesh(mesh), Checkpoints(folder / "checkpoints") as saved, Log(folder, stage) as log:
@@ -90,7 +92,7 @@ def train(context: Context, stage: Stage, folder: pathlib.Path) -> dict[str, Any
             waited = time.monotonic()
             rows = next(data)
             waited = time.monotonic() - waited
-            state, terms = step_fn(state, frozen, parallel.to_global(rows, mesh))
+            state, terms = step_fn(stage.loss_at(step), state, frozen, parallel.to_global(rows, mesh))
             step += 1
             log.step(step, terms, waited)
             # ---- validate and save
@@ -166,10 +168,10 @@ class Log(contextlib.AbstractContextManager["Log"]):
         self._began, self._since, self._waited = time.monotonic(), time.monotonic(), 0.0
 
     def step(self, step: int, terms: Terms, waited: float) -> None:
-        """Counts a step; every `log_every_steps` fetches its values and writes a row."""
+        """Counts a step; every `log_every_steps`, and after a rare loss, fetches its values and writes a row."""
         self._waited += waited
         self._bar.update()
-        if step % self._stage.training.log_every_steps:
+        if step % self._stage.training.log_every_steps and self._stage.loss_at(step - 1) == self._stage.loss:
             return
         values = {name: float(value) for name, value in jax.device_get(terms).items()}
         if not np.isfinite(values["loss"]):

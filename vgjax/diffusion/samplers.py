@@ -1,6 +1,10 @@
-"""Solvers that turn noise (B, H, W, C) into pictures; each is one `lax.scan` over precomputed coefficients."""
+"""Solvers that turn noise (B, H, W, C) into pictures; each scans over precomputed coefficients.
+
+With `gradient_steps`, gradients flow through that many last steps alone: what came before counts as constant.
+"""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,19 +15,34 @@ from vgjax.diffusion.process import Process
 Denoise = Callable[[jax.Array, jax.Array], jax.Array]  # (x_t, t_B) -> what the objective predicts, already guided
 
 
-def euler(process: Process, denoise: Denoise, noise: jax.Array, steps: int) -> jax.Array:
+def _integrate(step: Callable[[Any, Any], Any], carry: Any, rows: dict[str, jax.Array], last: int | None) -> Any:
+    """Scans `step` over the rows; differentiated, the `last` ones compute their activations anew."""
+    if last is not None:
+        constant = len(rows["t"]) - last
+        carry, _ = jax.lax.scan(
+            lambda *given: jax.lax.stop_gradient(step(*given)), carry, jax.tree.map(lambda a: a[:constant], rows)
+        )
+        step, rows = jax.checkpoint(step, prevent_cse=False), jax.tree.map(lambda a: a[constant:], rows)
+    return jax.lax.scan(step, carry, rows)[0]
+
+
+def euler(
+    process: Process, denoise: Denoise, noise: jax.Array, steps: int, gradient_steps: int | None = None
+) -> jax.Array:
     """Integrates dx/dt = velocity from t = 1 to 0 in equal Euler steps (flow objective)."""
     times = np.linspace(1.0, 0.0, steps + 1, dtype=np.float32)
 
-    def step(x, ends):
-        t, t_next = ends
-        velocity = denoise(x, jnp.full(x.shape[0], t))
-        return x + (t_next - t) * velocity.astype(x.dtype), None
+    def step(x, row):
+        velocity = denoise(x, jnp.full(x.shape[0], row["t"]))
+        return x + (row["t_next"] - row["t"]) * velocity.astype(x.dtype), None
 
-    return jax.lax.scan(step, noise, (jnp.asarray(times[:-1]), jnp.asarray(times[1:])))[0]
+    rows = {"t": jnp.asarray(times[:-1]), "t_next": jnp.asarray(times[1:])}
+    return _integrate(step, noise, rows, gradient_steps)
 
 
-def dpmpp_2m(process: Process, denoise: Denoise, noise: jax.Array, steps: int) -> jax.Array:
+def dpmpp_2m(
+    process: Process, denoise: Denoise, noise: jax.Array, steps: int, gradient_steps: int | None = None
+) -> jax.Array:
     """DPM-Solver++ 2M (Lu et al. 2022, algorithm 2): equally spaced times, the last step of first order to sigma 0.
 
     For the objectives epsilon and v.
@@ -47,7 +66,7 @@ def dpmpp_2m(process: Process, denoise: Denoise, noise: jax.Array, steps: int) -
         return (row["decay"] * x + row["gain"] * mixed, x0), None
 
     rows = {name: jnp.asarray(column, noise.dtype) for name, column in table.items()}
-    return jax.lax.scan(step, (noise, jnp.zeros_like(noise)), rows)[0][0]
+    return _integrate(step, (noise, jnp.zeros_like(noise)), rows, gradient_steps)[0]
 
 
-SOLVERS: dict[str, Callable[[Process, Denoise, jax.Array, int], jax.Array]] = {"euler": euler, "dpmpp_2m": dpmpp_2m}
+SOLVERS: dict[str, Callable[..., jax.Array]] = {"euler": euler, "dpmpp_2m": dpmpp_2m}

@@ -52,6 +52,7 @@ ROWS: dict[str, Row] = {
     "pixart_text, pretrained tokens": Row(
         "pixart_text+long", keys={f"text_encoder.{key}": value for key, value in MINILM.items()}, guidance=SCALES
     ),
+    "medart": Row("medart+long", guidance=SCALES),
     "class": Row("class_label+long", keys={"denoiser.width": 164, "denoiser.depth": 6}, guidance=SCALES),
     "no_alignment": Row("no_alignment+long", guidance=SCALES),
     "one_channel": Row("one_channel", guidance=SCALES),

@@ -13,6 +13,7 @@ from vgjax.data.records import Rows, Worded
 
 Terms = dict[str, jax.Array]
 Batch = dict[str, jax.Array]
+Loss = Callable[[Any, Any, Any, Batch, jax.Array], tuple[Terms, Any]]
 
 
 class Stage(abc.ABC):
@@ -49,6 +50,10 @@ class Stage(abc.ABC):
     @abc.abstractmethod
     def loss(self, params: Any, model_state: Any, frozen: Any, batch: Batch, key: jax.Array) -> tuple[Terms, Any]:
         """Terms, each (B,) or a scalar, and the new model_state."""
+
+    def loss_at(self, step: int) -> Loss:
+        """What training minimises in a step, counted from 0: `loss`, or a rare one that is compiled beside it."""
+        return self.loss
 
     @abc.abstractmethod
     def validate(self, params: Any, model_state: Any, frozen: Any, batch: Batch, key: jax.Array) -> Terms:

@@ -8,15 +8,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vgjax import build, checkpoint, conditions, pipeline, weights
+from vgjax import build, checkpoint, conditions, losses, pipeline, weights
 from vgjax.config import Config, ConfigError
 from vgjax.context import Context
 from vgjax.data import records
+from vgjax.diffusion import guidance
 from vgjax.features import latents
 from vgjax.features.factors import STATISTICS
 from vgjax.models import lora
 from vgjax.models.autoencoder import PixelAutoencoder
-from vgjax.stages.base import Batch, Stage, Terms
+from vgjax.stages.base import Batch, Loss, Stage, Terms
 from vgjax.types import Inputs, Keep, Tokens
 from vgjax.weights import adapters
 
@@ -30,7 +31,7 @@ class Denoising(Stage):
         super().__init__(context)
         self.condition, self.columns = conditions.of(context.config), columns(context.config)
         self.worded = self.condition.worded
-        self.weights = {"denoise": 1.0}
+        self.weights = {"denoise": 1.0, "colour": context.config.denoiser.weight_colour}
         self._dit, self._adapter = build.dit(context.config), build.adapter(context.config)
         self._process = build.process(context.config)
 
@@ -38,6 +39,8 @@ class Denoising(Stage):
     def frozen(self) -> dict[str, Any]:
         """What training does not move: exports of earlier stages, the condition's basis, an adapted transformer."""
         found = condition_frozen(self._context, self.condition, self.condition.needs)
+        if self._config.denoiser.weight_colour:
+            found["autoencoder"] = build.autoencoder(self._config)
         return found | ({"dit": load_transformer(self._config)} if self._adapter else {})
 
     def dit_model(self, params: Any, frozen: Any) -> build.Model:
@@ -86,6 +89,26 @@ class Denoising(Stage):
 
     def loss(self, params: Any, model_state: Any, frozen: Any, batch: Batch, key: jax.Array):
         return {"denoise": self.errors(params, frozen, batch, key, train=True)}, {}
+
+    def loss_at(self, step: int) -> Loss:
+        c = self._config.denoiser
+        return self.colour_loss if c.weight_colour and step % c.colour_every_steps == 0 else self.loss
+
+    def colour_loss(self, params: Any, model_state: Any, frozen: Any, batch: Batch, key: jax.Array):
+        """The loss with one more term: how far colours of guided draws from the batch's conditions are from its own."""
+        c, channels = self._config.denoiser, self.condition.channels
+        weights = dict.fromkeys(channels, c.colour_guidance)
+        kept = guidance.branches(weights)
+        guided = guidance.Guidance(channels, kept, jnp.asarray(guidance.coefficients(kept, weights)))
+        solver = self._config.sample.solver
+        sampling = pipeline.Sampling(self._process, solver, c.colour_steps, c.colour_gradient_steps)
+        to_tokens = functools.partial(self.condition.tokens, params["condition"], frozen)
+        inputs, x_0 = self.condition.from_rows(frozen, batch, None), self.latents(batch, None)
+        noise = jax.random.normal(jax.random.fold_in(key, 6), x_0.shape)
+        drawn = pipeline.generate(to_tokens, self.dit_model(params, frozen), inputs, noise, sampling, guided)
+        images = [pipeline.decode(frozen["autoencoder"], x) for x in (drawn, x_0)]
+        terms, model_state = self.loss(params, model_state, frozen, batch, key)
+        return terms | {"colour": losses.colour(*images)}, model_state
 
     def validate(self, params: Any, model_state: Any, frozen: Any, batch: Batch, key: jax.Array) -> Terms:
         return {"score": self.errors(params, frozen, batch, key, train=False)}

@@ -87,6 +87,7 @@ def refused(changes: dict, match: str, make=phantom.get_config):
         ),
         ("denoiser.flip", True, r"denoiser\.flip' is True with denoiser\.learn_from 'pictures'"),
         ("denoiser.condition", "text_heads", r"disentangler\.method' is 'flow' with .*'text_heads'"),
+        ("denoiser.colour_gradient_steps", 21, r"colour_gradient_steps' is 21.*exceed.*colour_steps 20$"),
         ("sample.solver", "dpmpp_2m", r"sample\.solver.*euler"),
         ("mesh.fsdp", 0, r"mesh\.fsdp.*positive"),
         ("mesh.data", 0, r"mesh\.data' is 0.*positive.*-1"),

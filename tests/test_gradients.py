@@ -163,9 +163,7 @@ class PartlyConstant(Denoising):
         return lambda x, t, pair: jnp.where(t[0] > self.cut, constant(x, t, pair[1]), trained(x, t, pair[0]))
 
 
-@pytest.mark.parametrize(
-    ("objective", "last"), [("flow", 0), ("flow", 1), ("flow", STEPS), ("epsilon", 2), ("epsilon", STEPS)]
-)
+@pytest.mark.parametrize(("objective", "last"), [("flow", 0), ("flow", 1), ("flow", STEPS), ("epsilon", 2)])
 def test_the_colour_loss_is_differentiated_through_the_last_solver_steps(objective, last):
     c = phantom.get_config("medart+smoke")
     c.data.image_size = 16
@@ -177,7 +175,7 @@ def test_the_colour_loss_is_differentiated_through_the_last_solver_steps(objecti
     stage = Denoising(context)
     image = np.random.default_rng(0).integers(60, 200, (2, 16, 16, 3)).astype(np.uint8)
     batch = {"image": image, "tokens": normal(1, 2, 4, 8), "token_mask": np.ones((2, 4), bool)}
-    params = like(jax.eval_shape(stage.init_params, stage.frozen, jax.random.key(0)), 0)
+    params = like(jax.eval_shape(stage.init_params, stage.frozen, jax.random.key(0)), 0, 0.15)
     term = lambda of: lambda p: of.colour_loss(p, {}, of.frozen, batch, jax.random.key(1))[0]["colour"].mean()
     compared = term(PartlyConstant(context, params, last)) if last < STEPS else None
     slopes = check(term(stage), params, compared)

@@ -22,8 +22,8 @@ STAGES = ("prior", "disentangler", "denoiser")
 
 def small(**changes):
     c = phantom.get_config("smoke")
-    # One stage with the schedule that needs the validation scores.
-    c.update_from_flattened_dict({"prior.train.schedule": "plateau", **changes})
+    # One stage with the schedule that needs the validation scores, another with a loss that joins in some steps.
+    c.update_from_flattened_dict({"prior.train.schedule": "plateau", "denoiser.weight_colour": 0.5, **changes})
     return c
 
 
@@ -69,6 +69,7 @@ ALL_METRICS = ("control", "gain", "swap", "leakage", "wording", "composition", "
         ("pixart_text+smoke", {}, ("mask", "prior")),
         ("no_alignment+smoke", {}, ("mask", "prior")),
         ("one_channel+smoke", {}, ()),
+        ("medart+smoke", {}, ("mask", "prior")),
     ],
 )
 def test_every_variant_runs_to_its_report(tmp_path, variants, changes, left_out):
@@ -84,6 +85,15 @@ def test_every_variant_runs_to_its_report(tmp_path, variants, changes, left_out)
     first |= {"swap": "swap/anatomy", "leakage": "leakage/anatomy", "composition": "composition/gap"}
     first |= {"mask": "mask/iou", "prior": "prior/dice"}
     assert {name for name in ALL_METRICS if first[name] not in values} == set(left_out)
+
+
+def test_the_colour_loss_joins_in_its_steps_alone(finished):
+    rows = train.read_log(finished.artefact("denoiser").folder / train.LOG)
+    logged = {row["step"]: row for row in rows if row["kind"] == "train"}
+    # Steps 0 and 3, which are the first and the fourth, and what is logged in any case.
+    assert [step for step, row in logged.items() if "colour" in row] == [1, 4] and list(logged) == [1, 2, 4, 6]
+    for row in logged.values():
+        assert row["loss"] == pytest.approx(row["denoise"] + 0.5 * row.get("colour", 0.0), rel=1e-5)
 
 
 def test_the_same_command_again_makes_nothing(finished):
@@ -198,7 +208,11 @@ def test_one_device_and_eight_agree(finished):
     rows = [stage.example(source[i]) for i in range(8)]
     batch = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
     frozen = stage.frozen
-    total = lambda params, batch: stage.loss(params, {}, frozen, batch, jax.random.key(0))[0]["denoise"].mean()
+
+    def total(params, batch):
+        terms = stage.colour_loss(params, {}, frozen, batch, jax.random.key(0))[0]
+        return terms["denoise"].mean() + terms["colour"].mean()
+
     wanted = jax.device_get(jax.jit(jax.value_and_grad(total))(params, batch))
     mesh = parallel.make_mesh(Mesh(data=2, fsdp=2, tensor=2))
     with jax.set_mesh(mesh):

@@ -8,7 +8,7 @@ from vgjax.stages.base import StageSpec
 
 def plan(config: Config) -> tuple[StageSpec, ...]:
     """The stages of a config in order: the denoiser and whatever its condition needs, to train and to draw."""
-    condition, image_keys = conditions.of(config), ("data.image_size", "data.intensity")
+    condition, common_keys = conditions.of(config), ("seed", "data.image_size", "data.intensity")
     text_keys = ("seed", "disentangler.*", "prior.*", "-prior.train.*", "text_encoder.*")
     text_stages = {
         "regression": StageSpec(
@@ -37,7 +37,7 @@ def plan(config: Config) -> tuple[StageSpec, ...]:
             check=prior.load_pretrained,
             needs=(),
             artefacts=prior.PriorStage.columns,
-            keys=("seed", "prior.*", *image_keys),
+            keys=("prior.*", *common_keys),
             files=lambda c: [c.prior.weights, c.prior.vgg_path],
         ),
         text_stages[config.disentangler.method],
@@ -47,7 +47,7 @@ def plan(config: Config) -> tuple[StageSpec, ...]:
             check=denoiser.check,
             needs=condition.needs,
             artefacts=(*denoiser.columns(config), "condition"),
-            keys=(*("seed", "denoiser.*", "autoencoder.*", "diffusion.*", "sample.solver"), *image_keys, *condition.keys),
+            keys=("denoiser.*", "autoencoder.*", "diffusion.*", "sample.solver", *common_keys, *condition.keys),
             files=lambda c: [c.denoiser.weights, c.denoiser.hffm_weights, c.denoiser.lora.weights],
         ),
     )

@@ -1,6 +1,6 @@
 """Solvers that turn noise (B, H, W, C) into pictures; each scans over precomputed coefficients.
 
-With `gradient_steps`, gradients flow through that many last steps alone: what came before counts as constant.
+With `last`, gradients flow through that many last steps alone: what came before counts as constant.
 """
 
 from collections.abc import Callable
@@ -18,17 +18,14 @@ Denoise = Callable[[jax.Array, jax.Array], jax.Array]  # (x_t, t_B) -> what the 
 def _integrate(step: Callable[[Any, Any], Any], carry: Any, rows: dict[str, jax.Array], last: int | None) -> Any:
     """Scans `step` over the rows; differentiated, the `last` ones compute their activations anew."""
     if last is not None:
-        constant = len(rows["t"]) - last
-        carry, _ = jax.lax.scan(
-            lambda *given: jax.lax.stop_gradient(step(*given)), carry, jax.tree.map(lambda a: a[:constant], rows)
-        )
-        step, rows = jax.checkpoint(step, prevent_cse=False), jax.tree.map(lambda a: a[constant:], rows)
+        first = len(rows["t"]) - last
+        early, rows = [{name: a[part] for name, a in rows.items()} for part in (np.s_[:first], np.s_[first:])]
+        carry, _ = jax.lax.scan(lambda *given: jax.lax.stop_gradient(step(*given)), carry, early)
+        step = jax.checkpoint(step, prevent_cse=False)
     return jax.lax.scan(step, carry, rows)[0]
 
 
-def euler(
-    process: Process, denoise: Denoise, noise: jax.Array, steps: int, gradient_steps: int | None = None
-) -> jax.Array:
+def euler(process: Process, denoise: Denoise, noise: jax.Array, steps: int, last: int | None = None) -> jax.Array:
     """Integrates dx/dt = velocity from t = 1 to 0 in equal Euler steps (flow objective)."""
     times = np.linspace(1.0, 0.0, steps + 1, dtype=np.float32)
 
@@ -37,12 +34,10 @@ def euler(
         return x + (row["t_next"] - row["t"]) * velocity.astype(x.dtype), None
 
     rows = {"t": jnp.asarray(times[:-1]), "t_next": jnp.asarray(times[1:])}
-    return _integrate(step, noise, rows, gradient_steps)
+    return _integrate(step, noise, rows, last)
 
 
-def dpmpp_2m(
-    process: Process, denoise: Denoise, noise: jax.Array, steps: int, gradient_steps: int | None = None
-) -> jax.Array:
+def dpmpp_2m(process: Process, denoise: Denoise, noise: jax.Array, steps: int, last: int | None = None) -> jax.Array:
     """DPM-Solver++ 2M (Lu et al. 2022, algorithm 2): equally spaced times, the last step of first order to sigma 0.
 
     For the objectives epsilon and v.
@@ -66,7 +61,7 @@ def dpmpp_2m(
         return (row["decay"] * x + row["gain"] * mixed, x0), None
 
     rows = {name: jnp.asarray(column, noise.dtype) for name, column in table.items()}
-    return _integrate(step, (noise, jnp.zeros_like(noise)), rows, gradient_steps)[0]
+    return _integrate(step, (noise, jnp.zeros_like(noise)), rows, last)[0]
 
 
 SOLVERS: dict[str, Callable[..., jax.Array]] = {"euler": euler, "dpmpp_2m": dpmpp_2m}

@@ -100,12 +100,13 @@ class Denoising(Stage):
         weights = dict.fromkeys(channels, c.colour_guidance)
         kept = guidance.branches(weights)
         guided = guidance.Guidance(channels, kept, jnp.asarray(guidance.coefficients(kept, weights)))
-        solver = self._config.sample.solver
-        sampling = pipeline.Sampling(self._process, solver, c.colour_steps, c.colour_gradient_steps)
+        steps = c.colour_steps, c.colour_gradient_steps
+        sampling = pipeline.Sampling(self._process, self._config.sample.solver, *steps)
         to_tokens = functools.partial(self.condition.tokens, params["condition"], frozen)
         inputs, x_0 = self.condition.from_rows(frozen, batch, None), self.latents(batch, None)
         noise = jax.random.normal(jax.random.fold_in(key, 6), x_0.shape)
         drawn = pipeline.generate(to_tokens, self.dit_model(params, frozen), inputs, noise, sampling, guided)
+        # Against pictures as the autoencoder keeps them: what it loses is not the drawing's to mend.
         images = [pipeline.decode(frozen["autoencoder"], x) for x in (drawn, x_0)]
         terms, model_state = self.loss(params, model_state, frozen, batch, key)
         return terms | {"colour": losses.colour(*images)}, model_state

@@ -87,7 +87,7 @@ def regression(c: ConfigDict) -> ConfigDict:
 
 def no_alignment(c: ConfigDict) -> ConfigDict:
     """The published ablation: text heads trained by the diffusion loss alone, without stages 1 and 2."""
-    c.denoiser.update(condition="text_heads", width=152)
+    c.denoiser.update(condition="text_heads", width=152, heads=4)
     c.disentangler.method = "regression"
     return c
 
@@ -102,7 +102,7 @@ def one_channel(c: ConfigDict) -> ConfigDict:
 
 def pixart_text(c: ConfigDict) -> ConfigDict:
     """A baseline: the words of the caption as tokens in cross-attention, and no factors."""
-    c.denoiser.update(condition="text_tokens", width=164, depth=6)
+    c.denoiser.update(condition="text_tokens", width=164, depth=6, heads=4)
     c.denoiser.dropout = ConfigDict({"text": 0.0})
     c.sample.guidance = ConfigDict({"text": 2.0})
     c.text_encoder.max_length = 48

@@ -4,7 +4,7 @@ python -m vgjax.main --config=configs/ham10000.py --config.data.root=FOLDER
 
 The three pretrained networks are looked for in the local Hugging Face cache; a folder may be named instead:
 --config.denoiser.weights=, --config.autoencoder.path=, --config.text_encoder.path=. `:small` is the default recipe
-at 64 pixels, without pretrained networks.
+at 64 pixels, without pretrained networks, and `:cpu` that of base.py at 128.
 """
 
 from configs import base
@@ -36,5 +36,5 @@ def published():
 
 
 def get_config(variants: str = ""):
-    without_weights = {"small", "smoke"}.intersection(variants.split("+"))
-    return base.with_variants(small() if without_weights else published(), variants, small=lambda c: c)
+    without_weights = {"small", "smoke", "cpu"}.intersection(variants.split("+"))
+    return base.with_variants(small() if without_weights else published(), variants, small=lambda c: c, **base.REAL)

@@ -37,6 +37,18 @@ def test_every_readable_config_and_variant_is_valid(name, variants):
     assert build(Config, json.loads(json.dumps(built.model_dump()))) == built
 
 
+@pytest.mark.parametrize("name", ["kvasir_seg", "ham10000", "busi", "covid_cxr"])
+def test_real_pictures_want_an_autoencoder_or_the_variant_without(name):
+    for more in ("", "+reference", "+pixart_text", "+smoke"):
+        c = load(name, f"cpu{more}")
+        with pytest.raises(ConfigError, match=r"'autoencoder\.path' is empty .*, or add variant \+pixels$"):
+            configs.from_config_dict(c)
+        c.autoencoder.path = "."
+        assert configs.from_config_dict(c).data.image_size == 128
+        built = configs.from_config_dict(load(name, f"cpu+pixels{more}"))
+        assert (built.data.image_size, built.autoencoder.kind) == (64, "pixel")
+
+
 def test_children_keep_the_keys_of_base():
     keys = set(base.get_config().to_dict())
     assert all(set(load(name).to_dict()) == keys for name in NAMES)

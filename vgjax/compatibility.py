@@ -58,7 +58,10 @@ def _files(c: Flat) -> Iterator[Broken]:
         yield "prior.vgg_path", ", which is not a file: give VGG-19 safetensors"
     found = path and (pathlib.Path(path).exists() or re.fullmatch(r"[\w.-]+/[\w.-]+", path))
     if kind != "pixel" and not found:
-        yield "autoencoder.path", f" with autoencoder.kind '{kind}': name the file, folder or hub id of its weights"
+        conflict = (
+            f" with autoencoder.kind '{kind}': name the file, folder or hub id of its weights, or add variant +pixels"
+        )
+        yield "autoencoder.path", conflict
     if c["text_encoder.kind"] == "bert" and not c["text_encoder.path"]:
         yield "text_encoder.path", ": name the folder or hub id of the BERT weights"
 
@@ -97,6 +100,8 @@ def _stages_from_files(c: Flat) -> Iterator[Broken]:
 
 
 def _choices(c: Flat) -> Iterator[Broken]:
+    if c["data.source"] == "phantom" and c["data.views"] > 1:
+        yield "data.views", " with data.source 'phantom', which draws any number of pictures: set it to 1"
     condition, learns_from, objective = c["denoiser.condition"], c["denoiser.learn_from"], c["diffusion.objective"]
     from_text = condition in ("published", "text_heads") or (condition == "factors" and learns_from == "text")
     if from_text and c["disentangler.method"] != "regression":

@@ -39,6 +39,7 @@ class Data(Group):
     captions_file: str = key("", "JSON lines of id and caption, as the dataset's text (vgjax.data.caption.captioner)")
     label_in_caption: bool = key(False, "say the class in the caption")
     wordings: PositiveInt = key(8, "further captions of a training picture, said anew")
+    views: PositiveInt = key(1, "most records of a training picture: itself, its symmetries, then crops of those")
     splits: str = key("", "folder of train.txt, validation.txt, test.txt, an id a line; empty: the dataset's or hashed")
     max_bad_fraction: Fraction = key(0.05, "share of the pictures; more that cannot be decoded stop the preparation")
     max_pixels: PositiveInt = key(64_000_000, "pixels of a picture; larger ones are refused")

@@ -87,6 +87,7 @@ class Producer:
       needs: artefacts that it is made from.
       free: config keys that it reads though they decide nothing (how many processes, how often to log).
       files: raw files and folders, which count by path, size and time; names that are no path count for nothing.
+      later: keys that came after artefacts had been made, with the value that leaves those as they are.
       version: raised by hand when the result changes its meaning.
       collective: whether its work is spread over the devices of all processes.
       trained: of an older version it is used, and told, rather than made again.
@@ -99,6 +100,7 @@ class Producer:
     needs: tuple[str, ...] = ()
     free: tuple[str, ...] = ()
     files: Callable[[Config], Sequence[str]] = lambda config: ()
+    later: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     version: int = 1
     collective: bool = False
     trained: bool = False
@@ -106,7 +108,8 @@ class Producer:
 
     def recipe(self, config: Config, inputs: Mapping[str, Recipe]) -> Recipe:
         raw = " ".join(stamps(pathlib.Path(name)) for name in self.files(config) if name)
-        return Recipe(self.name, self.version, declared(config.flat(), self.keys), inputs, raw, self.trained)
+        keys = {key: value for key, value in declared(config.flat(), self.keys).items() if self.later.get(key) != value}
+        return Recipe(self.name, self.version, keys, inputs, raw, self.trained)
 
 
 @dataclasses.dataclass(eq=False)

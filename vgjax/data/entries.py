@@ -40,6 +40,7 @@ class Entry:
     label: str = ""  # class name
     group: str = ""  # patient or lesion, which never crosses splits
     split: str = ""  # the dataset's official one, of `vgjax.types.SPLITS`
+    view: int = 0  # 0: the picture as it is; else one of `vgjax.data.read.decode.viewed`
 
 
 class Skip(NamedTuple):
@@ -74,6 +75,7 @@ class Plan:
     thresholds: Thresholds = dataclasses.field(default_factory=dict)  # where the levels of measured captions part
     groups: int = 0  # how many patients, lesions or groups of near-duplicates there are
     torn: tuple[str, ...] = ()  # groups that the dataset's own lists put into several splits
+    views: int = 0  # how many of the training rows are further views of pictures
     leaks: list[str] = dataclasses.field(default_factory=list)  # what stands on both sides of a split, a sentence each
     clean: Callable[[], None] = lambda: None  # removes what only preparation needed
 

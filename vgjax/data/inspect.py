@@ -87,6 +87,8 @@ def _account(report: dict[str, Any], damaged: int) -> list[str]:
     used, skipped, present = report["used"], report["skipped_pictures"], report["present"]
     verdict = "every picture accounted for" if used + skipped == present else "PICTURES ARE LOST"
     lines = [f"present {present} = used {used} + skipped {skipped}: {verdict}"]
+    if views := report.get("views"):
+        lines.append(f"{views} training records are further views of pictures: mirrored, turned or cropped")
     lines += [f"  skipped, {reason}: {count}" for reason, count in report["skipped_by_reason"].items()]
     if damaged:
         lines.append(f"damaged records left out: {damaged}")

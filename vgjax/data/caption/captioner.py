@@ -191,7 +191,11 @@ def of_records(name: str, folder: str) -> Iterator[Picture]:
 
     parts = [Pictures(pathlib.Path(folder), name, split) for split in SPLITS]
     rows = (part[number] for part in parts for number in range(len(part)))
-    return (Picture(row["id"], functools.partial(Image.open, io.BytesIO(row["image"])), row["label"]) for row in rows)
+    return (
+        Picture(row["id"], functools.partial(Image.open, io.BytesIO(row["image"])), row["label"])
+        for row in rows
+        if "//" not in row["id"]  # further views take the words of their picture
+    )
 
 
 def load_model(model: str) -> Callable[..., Any]:

@@ -43,6 +43,13 @@ ATTRIBUTES: dict[str, dict[str, tuple[float, ...]]] = {
 }
 SIDED = re.compile(r"(?<![a-z])(left|right)(?=(?:wards?|most|sided)?(?![a-z]))", re.IGNORECASE)
 
+# Begins a word that a mirrored or turned picture may make untrue; better one too many than one too few.
+DIRECTED = re.compile(
+    r"(?<![a-z])(left|right|upper|lower|top|bottom|above|below|beneath|superior|inferior|lateral|medial|horizontal"
+    r"|vertical|clockwise|counterclockwise|o'clock|[rl][uml]l(?![a-z]))",
+    re.IGNORECASE,
+)
+
 
 class Caption(NamedTuple):
     """A caption with what is known of it."""

@@ -41,7 +41,7 @@ class Parts:
             stale.unlink()
         missing = {path: chunk for path, chunk in self._chunks.items() if not path.exists()}
         total, left = (sum(map(len, chunks.values())) for chunks in (self._chunks, missing))
-        with tqdm(total=total, initial=total - left, desc="decoding", unit="image", mininterval=1.0) as bar:
+        with tqdm(total=total, initial=total - left, desc="decoding", unit="image", disable=not total) as bar:
             for path, rows in self._results(missing, 1 if left <= FEW else workers):
                 with replacing(path) as part:
                     part.write_bytes(msgpack.packb(rows))

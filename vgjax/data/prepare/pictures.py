@@ -37,8 +37,9 @@ def prepare(config: Config, folder: pathlib.Path) -> dict[str, Any]:
     A stopped preparation goes on with the chunks that are not decoded yet.
 
     Returns:
-      What later steps ask: the source's name, how many pictures each split has, how many files were skipped, how many
-      training and validation captions tell left from right, thresholds of measured captions, versions of libraries.
+      What later steps ask: the source's name, how many records each split has and how many of those of training are
+      further views, how many files were skipped, how many training and validation captions tell left from right,
+      thresholds of measured captions, versions of libraries.
 
     Raises:
       ConfigError: nothing usable, or too many damaged files.
@@ -55,6 +56,7 @@ def prepare(config: Config, folder: pathlib.Path) -> dict[str, Any]:
     return {
         "source": config.data.source,
         "counts": counts,
+        "views": made.views,
         "skipped": len(made.skipped),
         "sided": sum(bool(SIDED.search(caption)) for caption in captions),
         "thresholds": made.thresholds,
@@ -93,7 +95,8 @@ def _report(made: Plan, counts: dict[str, int]) -> dict[str, Any]:
     labels = {split: dict(sorted(Counter(r["label"] for r in made.rows[split].values()).items())) for split in SPLITS}
     return {
         "present": made.present,
-        "used": sum(counts.values()),
+        "used": sum(counts.values()) - made.views,
+        "views": made.views,
         "skipped_pictures": sum(skip.picture for skip in made.skipped),
         "skipped_by_reason": dict(Counter(skip.reason for skip in made.skipped).most_common()),
         "counts": counts,
@@ -110,6 +113,7 @@ PICTURES = Producer(
     lambda context, folder: prepare(context.config, folder),
     keys=("seed", "data.*", "-data.workers", "-data.max_bad_fraction", "-data.intensity"),
     free=("data.workers", "data.max_bad_fraction"),
+    later={"data.views": 1},
     files=lambda c: [c.data.root, c.data.captions_file, c.data.splits],
     version=2,
 )

@@ -1,10 +1,12 @@
 """Datasets that are read from a folder: who is used, in which split, with which caption."""
 
 import dataclasses
+import functools
+import itertools
 import logging
 import pathlib
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,6 +35,7 @@ class FileSource:
     # of the root is skipped; what macOS leaves behind ("__MACOSX", "._x.jpg") does not count at all.
     index: Callable[[str], Index]
     vocabulary: Vocabulary  # what captions may say of its masks and pixels
+    symmetries: int = 1  # of what a picture may show: 1, 2 (left-right) or 8 (quarter turns too)
 
     def reader(self, thresholds: Thresholds) -> Reader:
         """Reads position and size from the lesion mask."""
@@ -47,7 +50,7 @@ class FileSource:
         c = config.data
         index = self.index(c.root)
         root = str(pathlib.Path(c.root).resolve())
-        settings = Settings(root, c.image_size, c.aspect, c.max_pixels, self.vocabulary)
+        settings = Settings(root, c.image_size, c.aspect, c.max_pixels, self.vocabulary, self.symmetries)
         parts = Parts(folder / "parts", index.entries, settings)
         parts.decode(c.workers)
         if len(parts.skipped) > c.max_bad_fraction * len(index.entries):
@@ -60,7 +63,15 @@ class FileSource:
         groups = group(entries, measured)
         entries = [dataclasses.replace(entry, group=name) for entry, name in zip(entries, groups, strict=True)]
         assigned = _assign(config, entries)
-        thresholds, rows = _captioned(config, self.vocabulary, entries, measured, assigned.splits)
+        training = [row["attributes"] for row in measured if assigned.splits[row["id"]] == "train"]
+        thresholds = captions.fit_thresholds(training, self.vocabulary)
+        further = list(self._views(config, entries, assigned.splits))
+        views = Parts(folder / "views", further, settings)
+        views.decode(c.workers)
+        seen, measured_views = _matched(further, views, c.captions_file)
+        places = assigned.splits | {entry.id: "train" for entry in seen}
+        everyone = [*entries, *seen]
+        rows = _captioned(config, self.vocabulary, thresholds, everyone, [*measured, *measured_views], places)
         splits.write(folder / "splits", assigned.splits)
         hashes = {row["id"]: row["sha256"] for row in measured}
         leaks = splits.leaks(assigned.splits, {entry.id: entry.group for entry in entries}, hashes)
@@ -68,16 +79,31 @@ class FileSource:
             logging.warning("leak between splits: %s", leak)
         return Plan(
             rows=rows,
-            pictures=lambda: ((row["id"], row["image"], row["mask"]) for row in parts),
-            wordings=_wordings(config, self.vocabulary, entries, rows["train"]),
+            pictures=lambda: ((row["id"], row["image"], row["mask"]) for row in itertools.chain(parts, views)),
+            wordings=_wordings(config, self.vocabulary, everyone, rows["train"]),
             present=index.present,
-            skipped=[*index.skipped, *parts.skipped],
+            skipped=[*index.skipped, *parts.skipped, *(skip._replace(picture=False) for skip in views.skipped)],
             thresholds=thresholds,
             groups=len(set(groups)),
             torn=assigned.torn,
+            views=len(seen),
             leaks=leaks,
-            clean=parts.remove,
+            clean=functools.partial(_remove, parts, views),
         )
+
+    def _views(self, config: Config, entries: Sequence[Entry], assigned: Mapping[str, str]) -> Iterator[Entry]:
+        """Further views of the training pictures; not mirrored or turned where the dataset's own text names a side."""
+        for entry in (entry for entry in entries if assigned[entry.id] == "train"):
+            directed = captions.DIRECTED.search(captions.own_text(entry.text, config.data.captions))
+            for view in range(1, config.data.views):
+                if not (directed and view % self.symmetries):
+                    # No path has two strokes on end, so the id is nobody else's.
+                    yield dataclasses.replace(entry, id=f"{entry.id}//{view}", view=view)
+
+
+def _remove(*parts: Parts) -> None:
+    for one in parts:
+        one.remove()
 
 
 def _matched(entries: Sequence[Entry], parts: Parts, captions_file: str) -> tuple[list[Entry], Measured]:
@@ -131,12 +157,15 @@ def _assign(config: Config, entries: Sequence[Entry]) -> splits.Assigned:
 
 
 def _captioned(
-    config: Config, vocabulary: Vocabulary, entries: Sequence[Entry], measured: Measured, assigned: Mapping[str, str]
-) -> tuple[Thresholds, dict[str, dict[str, dict[str, Any]]]]:
-    """Thresholds, fitted to the training split alone, and the rows of each split."""
+    config: Config,
+    vocabulary: Vocabulary,
+    thresholds: Thresholds,
+    entries: Sequence[Entry],
+    measured: Measured,
+    assigned: Mapping[str, str],
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """The rows of each split."""
     c = config.data
-    training = [row["attributes"] for row in measured if assigned[row["id"]] == "train"]
-    thresholds = captions.fit_thresholds(training, vocabulary)
     rows: dict[str, dict[str, dict[str, Any]]] = {split: {} for split in SPLITS}
     for entry, row in zip(entries, measured, strict=True):
         rng = np.random.default_rng(splits.number(f"caption:{config.seed}:{entry.id}"))
@@ -144,7 +173,7 @@ def _captioned(
         made = captions.caption(entry.text, row["attributes"], thresholds, vocabulary, c.captions, rng, label)
         texts = {"caption": made.text, "label": entry.label, "group": entry.group}
         rows[assigned[entry.id]][entry.id] = {**texts, "factors": made.levels, "named": made.named}
-    return thresholds, rows
+    return rows
 
 
 def _wordings(

@@ -83,4 +83,4 @@ def index(root: str) -> Index:
     return listing.index(root)
 
 
-SOURCE = FileSource(check, index, BREAST)
+SOURCE = FileSource(check, index, BREAST, symmetries=2)

@@ -70,7 +70,7 @@ def index(root: str) -> Index:
     return listing.index(root)
 
 
-SOURCE = FileSource(check, index, SKIN)
+SOURCE = FileSource(check, index, SKIN, symmetries=8)
 
 
 def _read(listing: Listing, table: pathlib.Path) -> dict[str, tuple[str, str] | None]:

@@ -63,7 +63,7 @@ def index(root: str) -> Index:
     return listing.index(root)
 
 
-SOURCE = FileSource(check, index, POLYP)
+SOURCE = FileSource(check, index, POLYP, symmetries=8)
 
 
 def _lists(base: pathlib.Path) -> dict[str, pathlib.Path]:

@@ -33,7 +33,9 @@ def smoke(c: ConfigDict) -> ConfigDict:
     c.denoiser.update(width=32, depth=2, heads=2, token_width=32, hffm_hidden=32, components=12)
     c.denoiser.update(colour_every_steps=3, colour_steps=2, colour_gradient_steps=1)
     c.denoiser.train.update(steps=6, batch_size=8)
-    for stage in (c.prior, c.disentangler, c.denoiser):
+    c.reader.widths = (8, 8)
+    c.reader.train.update(steps=6, batch_size=8)
+    for stage in (c.prior, c.disentangler, c.denoiser, c.reader):
         stage.train.update(warmup_steps=2, checkpoint_every_steps=3, log_every_steps=2)
     c.sample.update(steps=4, text_steps=4, batch_size=16, count=2)
     c.evaluate.update(prompts=16, resamples=100)

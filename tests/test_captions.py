@@ -19,6 +19,10 @@ THRESHOLDS = {
 }
 
 
+def levels_of(mask, thresholds=THRESHOLDS, words=vocabulary.POLYP):
+    return captions.attribute_levels(captions.position_and_size(mask, words), thresholds, words)
+
+
 def ellipse(x: float, y: float, rx: float, ry: float, height: int = 200, width: int = 200) -> np.ndarray:
     """A filled ellipse; centre and radii in fractions of the picture's width and height."""
     rows, columns = np.mgrid[:height, :width]
@@ -48,10 +52,7 @@ def test_the_largest_lesion_counts_and_specks_do_not():
 
 
 def test_every_position_is_named():
-    found = [
-        [(captions.levels_from_mask(ellipse(x, y, 0.1, 0.1), THRESHOLDS) or {})["position"] for x in (0.2, 0.5, 0.8)]
-        for y in (0.2, 0.5, 0.8)
-    ]
+    found = [[levels_of(ellipse(x, y, 0.1, 0.1))["position"] for x in (0.2, 0.5, 0.8)] for y in (0.2, 0.5, 0.8)]
     assert found == [
         ["upper left", "upper centre", "upper right"],
         ["middle left", "centre", "middle right"],
@@ -60,20 +61,25 @@ def test_every_position_is_named():
 
 
 def test_a_mask_alone_gives_position_and_size():
-    sizes = [captions.levels_from_mask(ellipse(0.5, 0.5, r, r), THRESHOLDS) for r in (0.05, 0.12, 0.3)]
+    sizes = [levels_of(ellipse(0.5, 0.5, r, r)) for r in (0.05, 0.12, 0.3)]
     assert sizes == [{"position": "centre", "size": size} for size in ("small", "medium", "large")]
-    assert captions.levels_from_mask(np.zeros((64, 64), np.uint8), THRESHOLDS) is None
 
 
-def test_the_lesion_mask_alone_is_read_where_it_is_likely():
+def test_the_mask_is_read_where_it_is_likely_and_the_style_from_the_pixels():
     reader = mask_reader(vocabulary.POLYP, THRESHOLDS)
     masks = np.stack([ellipse(0.5, 0.5, 0.12, 0.12), ellipse(0.2, 0.2, 0.3, 0.3), np.zeros_like(ellipse(0, 0, 1, 1))])
-    pictures = np.random.default_rng(0).integers(0, 256, (*masks.shape, 3), np.uint8)
-    likely = np.where(masks > 0, 0.51, 0.49)
-    read = reader.read(pictures, likely)
-    assert read == [{"position": "centre", "size": "medium"}, {"position": "upper left", "size": "large"}, {}]
-    assert dict(reader.channels) == {"position": "anatomy", "size": "anatomy"}
-    assert dict(mask_reader(vocabulary.LUNGS, THRESHOLDS).channels) == {"size": "anatomy"}
+    pictures = np.stack([plain((200, 100, 20)), plain((90, 80, 80)), plain((90, 80, 80))])
+    styles = [captions.attribute_levels(captions.picture_style(picture), THRESHOLDS) for picture in pictures]
+    assert styles[0] != styles[1] == styles[2] and styles[0].keys() == {"colour", "brightness"}
+    read = reader.read(pictures, np.where(masks > 0, 0.51, 0.49))
+    geometry = [{"position": "centre", "size": "medium"}, {"position": "upper left", "size": "large"}, {}]
+    assert read == [one | style for one, style in zip(geometry, styles, strict=True)]
+    # The segmentor may look at less than the whole resolution.
+    assert reader.read(pictures, np.where(masks > 0, 0.51, 0.49)[:, ::4, ::4]) == read
+    modality = {"colour": "modality", "brightness": "modality"}
+    assert dict(reader.channels) == {"position": "anatomy", "size": "anatomy", **modality} and reader.from_mask
+    lungs = {"size": "anatomy", "contrast": "modality", "brightness": "modality"}
+    assert dict(mask_reader(vocabulary.LUNGS, THRESHOLDS).channels) == lungs
     assert "polyp" in reader.describe({"size": "small"}, np.random.default_rng(0), ("size",)).lower()
 
 
@@ -273,7 +279,7 @@ def test_lungs_are_both_lungs_and_have_no_position():
     assert one is not None and two is not None
     assert two["area_fraction"] == pytest.approx(2 * one["area_fraction"], rel=0.02)
     bounds = {"centre_x": (0.4, 0.6), "centre_y": (0.4, 0.6), "area_fraction": (0.1, 0.15)}
-    assert captions.levels_from_mask(both, bounds, vocabulary.LUNGS) == {"size": "large"}
+    assert levels_of(both, bounds, vocabulary.LUNGS) == {"size": "large"}
     fitted = captions.fit_thresholds([captions.measure_attributes(plain((9, 9, 9)), both, vocabulary.LUNGS)])
     assert "centre_x" in fitted
     measured = captions.measure_attributes(plain((9, 9, 9)), both, vocabulary.LUNGS)

@@ -1,5 +1,7 @@
 """Metrics: the estimates that they make of readings, and the pictures that they ask for."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,7 @@ from vgjax.data.caption import words
 from vgjax.data.caption.mask_reading import mask_reader
 from vgjax.data.entries import Reader
 from vgjax.data.sources import SOURCES
-from vgjax.evaluation.metrics import METRICS, base, control, gain, prior, swap
+from vgjax.evaluation.metrics import METRICS, base, control, diversity, gain, prior, swap
 from vgjax.evaluation.metrics.base import CAPTIONS, Options, Seen, caption_requests
 
 PICTURE, MASK = np.zeros((4, 4, 3), np.uint8), np.zeros((4, 4), np.uint8)
@@ -165,10 +167,19 @@ def test_prior_compares_masks_and_reconstructions_with_the_real_pictures():
     cases = [base.TestCase("", "", {}, {}, PICTURE, mask) for mask in masks]
     lesion = np.where(masks, 0.9, 0.1)
     lesion[1] = lesion[1].T  # four pixels each, one in common
-    real = Seen(np.zeros((2, 4, 4, 3), np.uint8), [], lesion, np.full((2, 4, 4, 3), 51, np.uint8))
+    real = Seen(np.zeros((2, 4, 4, 3), np.uint8), [], None, lesion, np.full((2, 4, 4, 3), 51, np.uint8))
     found = dict(prior.measure(cases, {}, real, options()))
     assert found["prior/dice"].value == pytest.approx((1 + 0.25) / 2, abs=1e-4)
     assert found["prior/reconstruction_l1"].value == pytest.approx(0.4)
+    # Stage 1 may look at less than the whole resolution.
+    larger = [one._replace(mask=one.mask.repeat(2, 0).repeat(2, 1)) for one in cases]
+    larger_real = real._replace(pictures=np.zeros((2, 8, 8, 3), np.uint8))
+    assert dict(prior.measure(larger, {}, larger_real, options())) == found
+    # The reader's own segmentor is told beside what is read with it, and only where it reads masks.
+    judged = real._replace(lesion=lesion, levels=[{}, {}])
+    reader = lambda reads: dataclasses.replace(options().reader, from_mask=reads)
+    told = lambda reads: dict(control.measure(cases, {CAPTIONS: judged}, judged, options(reader=reader(reads))))
+    assert told(True)["reader/dice"].value == found["prior/dice"].value and "reader/dice" not in told(False)
     with pytest.raises(ValueError, match="stage 1"):
         dict(prior.measure(cases, {}, seen([{}, {}]), options()))
 
@@ -179,3 +190,28 @@ def test_sets_of_one_name_are_the_same_pictures_for_every_metric():
         for name, requests in metric.sets.items():
             makers.setdefault(name, set()).add(requests)
     assert CAPTIONS in makers and all(len(found) == 1 for found in makers.values())
+
+
+def test_diversity_tells_sameness_from_variety_and_copies_from_new_pictures():
+    rng = np.random.default_rng(0)
+    trained = rng.integers(0, 255, (5, 64, 64, 3), np.uint8)
+    told = options()._replace(training=lambda: iter(trained))
+    cases = [case(str(i)) for i in range(3)]
+    asked = diversity.requests(cases, told)
+    assert [request.prompt for request in asked] == [str(i) for i in range(3) for _ in range(diversity.DRAWS)]
+
+    def measured(pictures):
+        drawn = {diversity.SAME: Seen(pictures, [])}
+        return dict(diversity.measure(cases, drawn, Seen(255 - trained, []), told))
+
+    copies = measured(np.repeat(trained[:3], diversity.DRAWS, axis=0))
+    assert copies["diversity/pairs"].value == copies["diversity/nearest"].value == pytest.approx(0, abs=1e-6)
+    assert copies["diversity/pairs"].n == 3 and copies["diversity/nearest"].n == 3 * diversity.DRAWS
+    assert copies["diversity_real/pairs"].n == copies["diversity_real/nearest"].n == 5
+    # Half black, half white: of a picture's 15 others 8 lie at distance 1.
+    halves = np.zeros((3 * diversity.DRAWS, 64, 64, 3), np.uint8)
+    halves[::2] = 255
+    assert measured(halves)["diversity/pairs"].value == pytest.approx(8 / 15)
+    small = np.stack([x.reshape(32, 2, 32, 2, 3).mean((1, 3)) for x in trained]) / 255
+    nearest = [np.sqrt(np.square(1 - one - small).mean((1, 2, 3))).min() for one in small]
+    assert copies["diversity_real/nearest"].value == pytest.approx(np.mean(nearest), abs=2e-3)

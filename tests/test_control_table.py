@@ -12,6 +12,7 @@ import pytest
 from vgjax import build, stages
 from vgjax.conditions.text_tokens import TextTokens
 from vgjax.context import Context
+from vgjax.data.prepare import pictures
 from vgjax.evaluation import control
 from vgjax.evaluation.control import ROWS, Row
 
@@ -22,8 +23,11 @@ def found(accuracy, digest="d", gap=0.02):
         "control/accuracy/size": {"value": accuracy - 0.2, "n": 10, "interval": None},
         "control/accuracy/blur": {"value": accuracy + 0.1, "n": 10, "interval": None},
         "composition/gap": {"value": gap, "n": 10, "interval": [0.0, 0.04]},
+        "control_real/size": {"value": 0.9, "n": 10, "interval": None},
+        "control_gain/size": {"value": accuracy - 0.5, "n": 10, "interval": [0.1, 0.2]},
+        "diversity/pairs": {"value": 0.05, "n": 10, "interval": [0.04, 0.06]},
     }
-    shared = {"parameters": 5, "steps": {"denoiser": 6}, "commit": "c", "hardware": "h"}
+    shared = {"captions": 9, "parameters": 5, "steps": {"denoiser": 6}, "commit": "c", "hardware": "h"}
     return {"estimates": estimates, "digest": digest, **shared}
 
 
@@ -33,6 +37,8 @@ def test_a_row_of_one_seed_tells_its_interval_over_captions():
     assert row["ci95"]["accuracy_mean"] == pytest.approx([0.7, 0.9])
     assert row["accuracy"] == pytest.approx({"size": 0.6, "blur": 0.9}) and row["accuracy_min"] == pytest.approx(0.6)
     assert "leakage_anatomy" not in row  # nobody measured it
+    assert row["gain"] == pytest.approx({"size": 0.3}) and row["ci95"]["gain"] == {"size": [0.1, 0.2]}
+    assert (row["accuracy_real"], row["diversity"], row["captions"]) == ({"size": 0.9}, 0.05, 9)
 
 
 def test_a_row_of_several_seeds_tells_their_mean_and_its_interval_over_seeds():
@@ -173,6 +179,29 @@ def test_every_row_has_as_many_parameters_as_the_default(name, tmp_path, monkeyp
     run, default = (control.open_row("phantom", ROWS[row], 0, options) for row in (name, "default"))
     ratio = parameters(run.config, run.mesh) / parameters(default.config, run.mesh)
     assert ratio == pytest.approx(1.0, abs=0.05)
+
+
+@pytest.mark.parametrize("name", list(control.REAL_ROWS))
+@pytest.mark.parametrize("config", ["kvasir_seg", "ham10000", "busi", "covid_cxr"])
+def test_every_row_of_real_pictures_is_a_config_that_can_be_run(config, name, tmp_path):
+    root = tmp_path / "data"
+    shared = {"root": str(root), "prompts": 50, "workdir": str(tmp_path), "store": str(tmp_path / "store")}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pictures, "check", lambda config: None)
+        opened = [
+            control.open_row(config, control.REAL_ROWS[name], 0, argparse.Namespace(autoencoder=coder, **shared))
+            for coder in ("", str(tmp_path))
+        ]
+    assert [run.config.data.image_size for run in opened] == [64, 128]
+    assert all({"reader", "drawn_same_caption", "drawn_other_captions"} <= set(run.producers) for run in opened)
+    assert opened[1].config.evaluate.metrics == control.REAL_METRICS
+
+
+def test_a_table_of_real_pictures_has_columns_of_its_own():
+    row = {"name": "default", "gain": {"size": 0.25}, "diversity": 0.1, "parameters": 1_000_000, "seeds": 1}
+    lines = control.markdown([row], [], control.REAL_COLUMNS).splitlines()
+    cells = dict(zip(lines[0].split(" | "), lines[2].split(" | "), strict=True))
+    assert (cells["gain, size"], cells["diversity"], cells["gain, position"].strip()) == ("0.250", "0.100", "")
 
 
 def test_the_readme_shows_what_the_results_say(tmp_path):

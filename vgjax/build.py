@@ -19,6 +19,7 @@ from vgjax.models.factor_flow import FactorFlow
 from vgjax.models.lora import Adapter
 from vgjax.models.prior import VisualPrior
 from vgjax.models.sdnet import SDNet
+from vgjax.models.unet import UNet
 from vgjax.weights import autoencoders, from_torch
 
 
@@ -93,6 +94,11 @@ def factor_flows(config: Config) -> dict[str, FactorFlow]:
 def mask_cells(config: Config) -> int:
     """Cells a side at which the anatomy's flow sees a mask: twice as fine as the anatomy's own grid."""
     return 2 * config.prior.grid
+
+
+def reader(config: Config) -> UNet:
+    """The segmentor that metrics read masks with."""
+    return UNet(config.reader.widths)
 
 
 def dit(config: Config) -> DiT:

@@ -26,6 +26,10 @@ def _sizes(c: Flat) -> Iterator[Broken]:
         yield key, f": it must be divisible by {multiple}, 2 ** len(prior.widths)"
     if size % c["prior.grid"]:
         yield "prior.grid", f": it must divide {key} {size}"
+    if c["reader.image_size"] % (multiple := 2 ** len(c["reader.widths"])):
+        yield "reader.image_size", f": it must be divisible by {multiple}, 2 ** len(reader.widths)"
+    if any(width % 8 for width in c["reader.widths"]):
+        yield "reader.widths", ": group norm needs multiples of 8"
     if c["prior.variant"] == "reference" and not c["prior.weights"] and c["prior.train.batch_size"] < 2:
         yield "prior.train.batch_size", ": the published SDNet normalises over the batch, so give at least 2"
     if width % c["denoiser.heads"]:

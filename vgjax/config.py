@@ -274,6 +274,16 @@ class Sample(Group):
     count: PositiveInt = key(4, "pictures a prompt in --mode=sample")
 
 
+class Reader(Group):
+    """The segmentor that metrics read masks of real pictures with: no part of the model, trained on train alone."""
+
+    image_size: PositiveInt = key(64, "pixels a side that it sees")
+    widths: Widths = key((16, 32, 64, 96), "channels of the U-Net's levels, finest first; multiples of 8")
+    train: Training = Training(
+        steps=900, batch_size=16, learning_rate=2e-3, weight_decay=1e-4, checkpoint_every_steps=300, keep="best"
+    )
+
+
 class Evaluate(Group):
     """How control is measured."""
 
@@ -298,6 +308,7 @@ class Config(Group):
     autoencoder: Autoencoder = Autoencoder()
     diffusion: Diffusion = Diffusion()
     sample: Sample = Sample()
+    reader: Reader = Reader()
     evaluate: Evaluate = Evaluate()
 
     def flat(self) -> dict[str, Any]:

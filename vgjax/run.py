@@ -63,7 +63,8 @@ def _check_writable(folder: pathlib.Path) -> None:
 def check_batches(run: Run) -> None:
     """Raises ConfigError unless every batch size divides over the mesh."""
     flat = run.config.flat()
-    for key in (*(f"{stage.name}.train.batch_size" for stage in stages.plan(run.config)), "sample.batch_size"):
+    trained = [name for name, producer in run.producers.items() if producer.trained]
+    for key in (*(f"{name}.train.batch_size" for name in trained), "sample.batch_size"):
         parallel.check_batch(run.mesh, key, flat[key])
 
 
@@ -86,9 +87,11 @@ def prepare(run: Run) -> None:
     info = run.artefact("pictures").manifest["info"]
     logging.info("pictures: %s", ", ".join(f"{n} {split}" for split, n in info["counts"].items()))
     check_mirroring(run.config, info["sided"], info["counts"]["train"] + info["counts"]["validation"])
-    trained = {stage.name for stage in stages.plan(run.config)}
+    trained: set[str] = set()  # or made from what is
     for name, producer in run.producers.items():
-        if name not in trained and not trained & set(producer.needs):
+        if producer.trained or trained.intersection(producer.needs):
+            trained.add(name)
+        else:
             run.artefact(name)
 
 

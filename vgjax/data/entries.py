@@ -96,6 +96,7 @@ class Reader:
     outline: Callable[[np.ndarray, np.ndarray], np.ndarray] = lambda pictures, lesion: lesion > 0.5
     levels: Mapping[str, Sequence[str]] = dataclasses.field(default_factory=dict)  # of factors to ask for
     held_out: Sequence[tuple[tuple[str, str], ...]] = ()  # pairs of (factor, level) never together in training
+    from_mask: bool = False  # whether `read` looks at the lesion probability, which needs a segmentor
     styles: Sequence[str] = ()  # other ways of describing, which training never saw
 
 

@@ -24,6 +24,7 @@ from vgjax.context import Run
 from vgjax.evaluation.evaluate import results
 from vgjax.stages import plan
 
+REAL_METRICS = ("control", "gain", "diversity", "prior")
 METRICS = ("control", "leakage", "wording", "composition", "mask", "prior", "marginal", "dci")
 
 
@@ -63,6 +64,16 @@ ROWS: dict[str, Row] = {
     "no style path": Row("", keys={"denoiser.style_path": False}),
     "one null": Row("", keys={"denoiser.dropout.anatomy": 0.0, "denoiser.dropout.modality": 0.0}),
 }
+REAL_ROWS = {
+    "default": Row("cpu"),
+    "reference": Row("cpu+reference", guidance=SCALES),
+    "pixart_text": Row("cpu+pixart_text", guidance=SCALES),
+}
+
+
+def rows_of(config: str) -> Mapping[str, Row]:
+    """The rows of a config's table."""
+    return ROWS if config == "phantom" else REAL_ROWS
 
 
 def open_row(
@@ -70,12 +81,15 @@ def open_row(
 ) -> Run:
     """The run of one row under one seed, with a guidance scale and further keys in the place of the config's."""
     module = __import__(f"configs.{config}", fromlist=["get_config"])
-    c = module.get_config(row.variants)
+    real = config != "phantom"
+    c = module.get_config(row.variants + "+pixels" * (real and not options.autoencoder))
     if row.reads_new_words:
         c.text_encoder.path = options.text_encoder
     c.update_from_flattened_dict({**row.keys, "seed": seed, "data.root": options.root})
-    c.evaluate.update(metrics=METRICS, prompts=options.prompts)
-    if config == "phantom":
+    c.evaluate.update(metrics=REAL_METRICS if real else METRICS, prompts=options.prompts)
+    if real:
+        c.autoencoder.path = options.autoencoder
+    else:
         c.data.test_items = max(c.data.test_items, options.prompts)
     if scale is not None:
         c.sample.guidance.update(dict.fromkeys(c.sample.guidance, scale))
@@ -104,7 +118,7 @@ def open_seeds(
 
 def is_fresh(config: str, known: Mapping[str, Any], options: argparse.Namespace) -> bool:
     """Whether a row of the results has the artefacts that the config has today."""
-    row, scores = ROWS[known["name"]], known.get("guidance", {})
+    row, scores = rows_of(config)[known["name"]], known.get("guidance", {})
     if set(scores) != set(map(str, row.guidance)):
         return False
     opened = open_seeds(config, row, known["seeds"], scores, options)
@@ -121,6 +135,7 @@ def measure(run: Run) -> dict[str, Any]:
     }
     return {
         "estimates": origin["estimates"],
+        "captions": min(run.config.evaluate.prompts, run.artefact("pictures").manifest["info"]["counts"]["test"]),
         "parameters": sum(count for name, count in params.items() if name != "prior"),
         "steps": {stage.name: getattr(run.config, stage.name).train.steps for stage in plan(run.config)},
         "commit": origin["commit"],
@@ -144,6 +159,11 @@ def summary(name: str, found: Sequence[Mapping[str, Any]], prompts: int) -> dict
         "marginal": "marginal/distance",
         "marginal_real": "marginal_real/distance",
         **{name: f"dci/{name}" for name in ("disentanglement", "completeness", "informativeness")},
+        "reader_dice": "reader/dice",
+        "diversity": "diversity/pairs",
+        "diversity_real": "diversity_real/pairs",
+        "nearest": "diversity/nearest",
+        "nearest_real": "diversity_real/nearest",
     }
     row: dict[str, Any] = {"name": name, "seeds": len(found), "prompts": prompts}
     intervals = {}
@@ -153,11 +173,13 @@ def summary(name: str, found: Sequence[Mapping[str, Any]], prompts: int) -> dict
             values = [one["value"] for one in per_seed]
             row[column] = float(np.mean(values))
             intervals[column] = _interval(values) if len(values) > 1 else per_seed[0]["interval"]
-    prefix = "control/accuracy/"
-    factors = [key.removeprefix(prefix) for key in found[0]["estimates"] if key.startswith(prefix)]
-    row["accuracy"] = {f: float(np.mean([one["estimates"][prefix + f]["value"] for one in found])) for f in factors}
+    prefixes = {"accuracy": "control/accuracy/", "accuracy_real": "control_real/", "gain": "control_gain/"}
+    for column, prefix in prefixes.items():
+        factors = [key.removeprefix(prefix) for key in found[0]["estimates"] if key.startswith(prefix)]
+        row[column] = {f: float(np.mean([one["estimates"][prefix + f]["value"] for one in found])) for f in factors}
+    intervals["gain"] = {f: found[0]["estimates"][prefix + f]["interval"] for f in row["gain"]}
     row["accuracy_min"] = min(row["accuracy"].values(), default=None)
-    shared = {key: found[0][key] for key in ("parameters", "steps", "commit", "hardware")}
+    shared = {key: found[0][key] for key in ("captions", "parameters", "steps", "commit", "hardware")}
     return {**row, **shared, "digest": [one["digest"] for one in found], "ci95": intervals}
 
 
@@ -177,7 +199,8 @@ def write_table(config: str, names: Sequence[str], options: argparse.Namespace) 
     path = results_path(config, options)
     known = {row["name"]: row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
     for name in names:
-        row, seeds = ROWS[name], options.seeds or ROWS[name].seeds
+        row = rows_of(config)[name]
+        seeds = options.seeds or row.seeds
         if row.reads_new_words and not options.text_encoder:
             logging.info("row %s is left out: name the folder of a BERT (--text_encoder=FOLDER)", name)
             continue
@@ -187,7 +210,7 @@ def write_table(config: str, names: Sequence[str], options: argparse.Namespace) 
         scores = guidance_scores(config, row, options)
         opened = open_seeds(config, row, seeds, scores, options)
         known[name] = summary(name, [measure(run) for run in opened], options.prompts) | {"guidance": scores}
-        write_json(path, {"rows": [known[row] for row in ROWS if row in known]})
+        write_json(path, {"rows": [known[row] for row in rows_of(config) if row in known]})
         logging.info("row %s: mean accuracy %s", name, known[name].get("accuracy_mean", "not measured"))
 
 
@@ -202,15 +225,29 @@ COLUMNS = {  # heading of the table -> key of a row
     "new words": "new_wordings",
     "mask IoU": "mask_iou",
 }
+REAL_COLUMNS = {
+    "mean": "accuracy_mean",
+    "joint": "accuracy_joint",
+    **{f"gain, {factor}": f"gain/{factor}" for factor in ("position", "size", "colour", "contrast", "brightness")},
+    "diversity": "diversity",
+    "of real": "diversity_real",
+    "nearest trained": "nearest",
+    "of held out": "nearest_real",
+}
 
 
-def markdown(rows: Sequence[Mapping[str, Any]], stale: Collection[str]) -> str:
+def markdown(rows: Sequence[Mapping[str, Any]], stale: Collection[str], columns: Mapping[str, str] = COLUMNS) -> str:
     """The table of the README."""
-    number = lambda row, key: f"{row[key]:.3f}" if row.get(key) is not None else ""
-    lines = [f"| row | {' | '.join(COLUMNS)} | parameters | seeds |", "|---" * (len(COLUMNS) + 3) + "|"]
+
+    def number(row: Mapping[str, Any], key: str) -> str:
+        group, _, factor = key.partition("/")
+        value = row.get(group, {}).get(factor) if factor else row.get(key)
+        return "" if value is None else f"{value:.3f}"
+
+    lines = [f"| row | {' | '.join(columns)} | parameters | seeds |", "|---" * (len(columns) + 3) + "|"]
     for row in rows:
         name = row["name"] + " (stale)" * (row["name"] in stale)
-        cells = [number(row, key) for key in COLUMNS.values()]
+        cells = [number(row, key) for key in columns.values()]
         cells = [name, *cells, f"{row['parameters'] / 1e6:.2f} M", str(row["seeds"])]
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
@@ -234,11 +271,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parses and dispatches; errors that the user can mend are one sentence and exit code 2."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="phantom", help="name of a file in configs/")
-    parser.add_argument("--rows", default="quick", help="names, separated by commas; all: every row")
-    parser.add_argument("--prompts", type=int, default=2000, help="test captions")
+    parser.add_argument("--rows", default=None, help="names, separated by commas; all: every row; by default the first")
+    parser.add_argument("--prompts", type=int, default=2000, help="test captions, where there are as many")
     parser.add_argument("--seeds", type=int, default=0, help="seeds a row; 0: as the row says")
     parser.add_argument("--root", default="", help="folder of the dataset")
     parser.add_argument("--text_encoder", default="", help="folder of a BERT, for the row 'pretrained words'")
+    parser.add_argument("--autoencoder", default="", help="real pictures: folder of the autoencoder; none: 64 pixels")
     parser.add_argument("--workdir", default="runs/control")
     parser.add_argument("--store", default="runs/store")
     parser.add_argument("--results", default="results")
@@ -246,14 +284,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     sys.path.append(str(pathlib.Path(__file__).resolve().parents[2]))  # configs/ stands beside the package
     logging.basicConfig(level=logging.INFO, format="%(message)s", force=True)
-    names = list(ROWS) if options.rows == "all" else list(filter(None, options.rows.split(",")))
+    rows = rows_of(options.config)
+    asked = next(iter(rows)) if options.rows is None else options.rows
+    names = list(rows) if asked == "all" else list(filter(None, asked.split(",")))
+    if options.config != "phantom" and not options.autoencoder:
+        logging.info("--autoencoder names no folder, so pictures are of 64 pixels and drawn without latents")
     try:
-        if unknown := [name for name in names if name not in ROWS]:
-            raise ConfigError(f"--rows names {unknown[0]!r}: choose among {', '.join(ROWS)}")
+        if unknown := [name for name in names if name not in rows]:
+            raise ConfigError(f"--rows names {unknown[0]!r}: choose among {', '.join(rows)}")
         write_table(options.config, names, options)
         if options.readme:
-            rows = json.loads(results_path(options.config, options).read_text())["rows"]
-            table = markdown(rows, stale_rows(options.config, rows, options))
+            found = json.loads(results_path(options.config, options).read_text())["rows"]
+            columns = COLUMNS if options.config == "phantom" else REAL_COLUMNS
+            table = markdown(found, stale_rows(options.config, found, options), columns)
             write_readme(pathlib.Path(options.readme), options.config, table)
     except ConfigError as error:
         print(f"error: {error}", file=sys.stderr)

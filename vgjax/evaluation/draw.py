@@ -50,7 +50,9 @@ def options_of(context: Context) -> Options:
     """What metrics get besides pictures."""
     c, info = context.config.evaluate, context.artefact("pictures").manifest["info"]
     reader = SOURCES[info["source"]].reader(info["thresholds"])
-    return Options(reader, context.config.seed, c.draws, c.resamples)
+    rows = context.rows(["pictures"], "train")
+    training = lambda: (records.from_png(rows[i]["image"]) for i in range(len(rows)))
+    return Options(reader, context.config.seed, c.draws, c.resamples, training)
 
 
 def producers(config: Config, metrics: Sequence[str]) -> dict[str, Producer]:

@@ -17,6 +17,7 @@ from vgjax.evaluation import draw
 from vgjax.evaluation.metrics import METRICS
 from vgjax.evaluation.metrics.base import Options, Seen
 from vgjax.evaluation.metrics.numbers import write_metrics
+from vgjax.evaluation.reader import READER, LesionView
 from vgjax.evaluation.readouts import PriorView
 from vgjax.provenance import peak_rss_mb, provenance
 from vgjax.recipes import Recipe
@@ -43,22 +44,29 @@ def computed(config: Config) -> list[str]:
 
 
 def producers(config: Config) -> dict[str, Producer]:
-    """The drawn sets and the evaluation; stage 1 is read where the run has it."""
+    """The drawn sets, the segmentor that reads masks, and the evaluation; stage 1 is read where the run has it."""
     metrics, prior = computed(config), [stage.name for stage in plan(config) if stage.name == "prior"]
     drawn = draw.producers(config, metrics)
-    make = functools.partial(_measure, metrics, bool(prior))
-    keys = ("seed", "evaluate.*", "prior.*", "-prior.train.*", "data.image_size", "data.intensity")
-    return {**drawn, "evaluation": Producer("evaluation", make, keys, needs=("pictures", *drawn, *prior))}
+    reader = {"reader": READER} if SOURCES[config.data.source].reader({}).from_mask else {}
+    make = functools.partial(_measure, metrics, bool(prior), bool(reader))
+    keys: tuple[str, ...] = ("seed", "evaluate.*", "prior.*", "-prior.train.*", "data.image_size", "data.intensity")
+    keys += ("reader.*", "-reader.train.*") if reader else ()
+    made = Producer("evaluation", make, keys, needs=("pictures", *drawn, *prior, *reader))
+    return {**drawn, **reader, "evaluation": made}
 
 
-def _measure(metrics: Sequence[str], prior: bool, context: Context, folder: pathlib.Path) -> dict[str, Any]:
+def _measure(
+    metrics: Sequence[str], prior: bool, reader: bool, context: Context, folder: pathlib.Path
+) -> dict[str, Any]:
     """Writes the estimates and every reading; returns where they come from."""
     cases, options = draw.load_cases(context), draw.options_of(context)
-    view = PriorView(context) if prior else None
-    real = see(np.stack([case.image for case in cases]), options, view)
+    read = functools.partial(
+        see, options, PriorView(context) if prior else None, LesionView(context) if reader else None
+    )
+    real = read(np.stack([case.image for case in cases]))
     wanted = [METRICS[name] for name in metrics]
     sets = dict.fromkeys(name for metric in wanted for name in metric.sets)
-    drawn = {name: see(draw.read_drawn(context, name).pictures, options, view) for name in sets}
+    drawn = {name: read(draw.read_drawn(context, name).pictures) for name in sets}
     measured = (pair for metric in wanted for pair in metric.run(cases, drawn, real, options))
     estimates = {name: estimate._asdict() | {"split": context.config.evaluate.split} for name, estimate in measured}
     write_json(folder / METRICS_FILE, estimates)
@@ -66,11 +74,11 @@ def _measure(metrics: Sequence[str], prior: bool, context: Context, folder: path
     return {**provenance(context.config.seed), "peak_rss_mb": peak_rss_mb()}
 
 
-def see(pictures: np.ndarray, options: Options, view: PriorView | None) -> Seen:
-    """Pictures with what the reader, and stage 1 where there is one, makes of them."""
-    found = view(pictures) if view else {}
-    levels = options.reader.read(pictures, found.get("lesion", np.zeros(pictures.shape[:3])))
-    return Seen(pictures, levels, *map(found.get, ("lesion", "reconstruction", "factors")))
+def see(options: Options, prior: PriorView | None, lesions: LesionView | None, pictures: np.ndarray) -> Seen:
+    """Pictures with what the reader, its segmentor and stage 1, where there are such, make of them."""
+    found, lesion = prior(pictures) if prior else {}, lesions(pictures) if lesions else None
+    levels = options.reader.read(pictures, np.zeros(pictures.shape[:3]) if lesion is None else lesion)
+    return Seen(pictures, levels, lesion, *map(found.get, ("lesion", "reconstruction", "factors")))
 
 
 def results(run: Run) -> tuple[dict[str, float], dict[str, Any]]:
@@ -81,7 +89,8 @@ def results(run: Run) -> tuple[dict[str, float], dict[str, Any]]:
     found = run.artefact("evaluation")
     estimates = json.loads(found.path(METRICS_FILE).read_text())
     info = {stage.name: run.artefact(stage.name).manifest["info"] for stage in plan(run.config)}
-    measured = [one.manifest["info"] for one in (found, *(run.artefact(f"drawn_{name}") for name in drawn_sets(run)))]
+    made = [name for name in run.producers if name == "reader" or name.startswith("drawn_")]
+    measured = [one.manifest["info"] for one in (found, *map(run.artefact, made))]
     origin = dict(found.manifest["info"])
     peak, _ = origin.pop("peak_rss_mb"), origin.pop("wall_s")
     numbers = {name: estimate["value"] for name, estimate in estimates.items()}

@@ -183,14 +183,6 @@ def attribute_levels(
     return levels
 
 
-def levels_from_mask(
-    mask_HW: np.ndarray, thresholds: Thresholds, vocabulary: Vocabulary = POLYP
-) -> dict[str, str] | None:
-    """Levels of position and size of the lesion in a mask (non-zero inside), or None where that is (nearly) empty."""
-    geometry = position_and_size(mask_HW, vocabulary)
-    return None if geometry is None else attribute_levels(geometry, thresholds, vocabulary)
-
-
 def choose_named(levels: Mapping[str, str], rng: np.random.Generator) -> tuple[str, ...]:
     """The factors a caption names: `ALWAYS_NAMED`, and each other one with probability `NAMED`."""
     # One draw for every factor, so that what is named of one does not depend on which others exist.

@@ -1,6 +1,6 @@
 """Metrics by the name that config key `evaluate.metrics` takes: one file each."""
 
-from vgjax.evaluation.metrics import composition, control, dci, gain, marginal, mask, prior, separation, swap
+from vgjax.evaluation.metrics import composition, control, dci, diversity, gain, marginal, mask, prior, separation, swap
 
 METRICS = {
     "control": control.METRIC,
@@ -13,4 +13,5 @@ METRICS = {
     "mask": mask.METRIC,
     "marginal": marginal.METRIC,
     "dci": dci.METRIC,
+    "diversity": diversity.METRIC,
 }

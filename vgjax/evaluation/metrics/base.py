@@ -1,6 +1,6 @@
 """The contract of a metric: which pictures it wants drawn, and the estimates that it makes of them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -50,25 +50,34 @@ class Seen(NamedTuple):
     Attributes:
       pictures: (N, H, W, 3) uint8.
       levels: factor -> level, of each picture.
-      lesion: the stage-1 segmentor's probability (N, H, W); None where the run has no stage 1.
-      reconstruction: (N, H, W, 3) uint8 by stage 1, or None.
+      lesion: its probability (N, h, w) as the reader sees it; None where it looks at pictures alone.
+      segmentation: the same by stage 1; None where the run has no stage 1.
+      reconstruction: (N, h, w, 3) uint8 by stage 1, or None.
       factors: by channel, what stage 1 finds, (N, F); or None.
     """
 
     pictures: np.ndarray
     levels: Sequence[Levels]
     lesion: np.ndarray | None = None
+    segmentation: np.ndarray | None = None
     reconstruction: np.ndarray | None = None
     factors: Mapping[str, np.ndarray] | None = None
 
 
 class Options(NamedTuple):
-    """What metrics get besides pictures: `draws` is pictures a caption, `resamples` those of a bootstrap interval."""
+    """What metrics get besides pictures.
+
+    Attributes:
+      draws: pictures a caption.
+      resamples: of a bootstrap interval.
+      training: the training pictures (H, W, 3) uint8, read anew on each call.
+    """
 
     reader: Reader
     seed: int
     draws: int
     resamples: int
+    training: Callable[[], Iterable[np.ndarray]] = tuple
 
 
 RequestsOf = Callable[[Sequence[TestCase], Options], Sequence[Request]]

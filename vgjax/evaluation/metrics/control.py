@@ -7,14 +7,18 @@ import numpy as np
 from vgjax.data.entries import Levels
 from vgjax.evaluation.metrics.base import CAPTIONS, Estimate, Metric, Options, Results, Seen, TestCase, caption_requests
 from vgjax.evaluation.metrics.numbers import bootstrap_interval, mean_estimate
+from vgjax.evaluation.metrics.prior import dice
 
 
 def measure(cases: Sequence[TestCase], drawn: Mapping[str, Seen], real: Seen, options: Options) -> Results:
     """control/accuracy, control/score (0: guessing, 1: always right), control/chance, control_real by factor.
 
+    reader/dice is that of the segmentor which factors are read with, on real pictures; control_real is its ceiling.
     control/accuracy_joint is the share of captions all of whose named factors are right.
     Over one picture a caption; of factors that at least one caption names, and not all of them at the same level.
     """
+    if options.reader.from_mask and real.lesion is not None:
+        yield "reader/dice", mean_estimate(dice(cases, real.lesion), options)
     accuracies: dict[str, list[float]] = {}
     read = drawn[CAPTIONS].levels[: len(cases)]
     for factor, channel in options.reader.channels.items():

@@ -1,0 +1,55 @@
+"""Diversity: how far apart the pictures of one caption lie, and whether they only repeat what was trained on.
+
+The distance of two pictures is the root mean square difference of their intensities, in units of white, at 32 pixels.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+
+import numpy as np
+from PIL import Image
+
+from vgjax.evaluation.metrics.base import Estimate, Metric, Options, Results, Seen, TestCase
+from vgjax.evaluation.metrics.numbers import mean_estimate
+from vgjax.types import Request
+
+SAME = "same_caption"
+CASES, DRAWS = 20, 16  # captions, pictures of each
+SIDE = 32  # pixels
+
+
+def requests(cases: Sequence[TestCase], options: Options) -> list[Request]:
+    """`DRAWS` pictures of each of the first captions."""
+    return [case.request() for case in cases[:CASES] for _ in range(DRAWS)]
+
+
+def reduced(pictures: Iterable[np.ndarray]) -> np.ndarray:
+    """Pictures (H, W, 3) uint8 as vectors (N, 3 SIDE^2) whose Euclidean distance is the one above."""
+    small = [np.asarray(Image.fromarray(p).resize((SIDE, SIDE), Image.Resampling.BOX)).ravel() for p in pictures]
+    return np.stack(small).astype(np.float64) / (255 * np.sqrt(small[0].size))
+
+
+def distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Of each of (N, F) to each of (M, F), (N, M)."""
+    squares = np.square(one).sum(1)[:, None] + np.square(other).sum(1) - 2 * one @ other.T
+    return np.sqrt(np.maximum(squares, 0.0))
+
+
+def apart(pictures: np.ndarray) -> float:
+    """Mean distance of the pairs among (N, F)."""
+    return float(distances(pictures, pictures)[np.triu_indices(len(pictures), 1)].mean())
+
+
+def measure(cases: Sequence[TestCase], drawn: Mapping[str, Seen], real: Seen, options: Options) -> Results:
+    """diversity/pairs: mean distance of pictures of one caption; diversity/nearest: to the nearest training picture.
+
+    diversity_real gives the same of real held-out pictures, whose pairs are of different captions.
+    """
+    seen = reduced(drawn[SAME].pictures)
+    held_out, trained = reduced(real.pictures), reduced(options.training())
+    yield "diversity/pairs", mean_estimate([apart(one) for one in seen.reshape(-1, DRAWS, seen.shape[1])], options)
+    yield "diversity_real/pairs", Estimate(apart(held_out), len(held_out))
+    yield "diversity/nearest", mean_estimate(distances(seen, trained).min(1), options)
+    yield "diversity_real/nearest", mean_estimate(distances(held_out, trained).min(1), options)
+
+
+METRIC = Metric(measure, {SAME: requests})

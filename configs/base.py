@@ -128,9 +128,9 @@ def cpu(c: ConfigDict) -> ConfigDict:
     c.prior.update(image_size=64, widths=(16, 32, 64), flip=True)
     c.prior.train.update(steps=900, batch_size=8, optimizer="muon", learning_rate=4e-3, checkpoint_every_steps=300)
     c.disentangler.word_dropout = 0.1
-    c.disentangler.train.update(steps=3000, batch_size=256)
+    c.disentangler.train.steps = 3000
     c.denoiser.update(patch=1, refine=64)
-    c.denoiser.train.update(steps=1500, batch_size=16, checkpoint_every_steps=500)
+    c.denoiser.train.update(steps=1300, batch_size=16, checkpoint_every_steps=650)
     c.evaluate.update(metrics=("control", "gain", "prior"), prompts=160)
     return c
 

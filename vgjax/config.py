@@ -86,7 +86,9 @@ class Training(Group):
 
     steps: PositiveInt = key(1000, "optimiser steps")
     batch_size: PositiveInt = key(64, "examples a step, over all devices")
-    optimizer: Literal["adamw", "muon"] = key("adamw", "muon: matrices of blocks, text heads and encoders, else AdamW")
+    optimizer: Literal["adamw", "muon"] = key(
+        "adamw", "muon: matrices of blocks, text heads, encoders and reader, else AdamW"
+    )
     learning_rate: PositiveFloat = key(1e-3, "peak, after warm-up")
     warmup_steps: NonNegativeInt = key(50, "steps of linear warm-up")
     schedule: Literal["cosine", "constant", "plateau"] = key(
@@ -280,7 +282,7 @@ class Reader(Group):
     image_size: PositiveInt = key(64, "pixels a side that it sees")
     widths: Widths = key((16, 32, 64, 96), "channels of the U-Net's levels, finest first; multiples of 8")
     train: Training = Training(
-        steps=900, batch_size=16, learning_rate=2e-3, weight_decay=1e-4, checkpoint_every_steps=300, keep="best"
+        steps=1500, batch_size=16, optimizer="muon", learning_rate=5e-3, checkpoint_every_steps=300, keep="best"
     )
 
 

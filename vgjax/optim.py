@@ -11,7 +11,7 @@ from vgjax.config import Training
 # Updates of a matrix get the root mean square that AdamW's have, so that both take the same learning rate
 # (Liu et al. 2025, "Muon is scalable for LLM training", section 2.2).
 MUON_RMS = 0.2
-MUON_PARTS = {"blocks", "anatomy_encoder", "modality_encoder", "a_encoder", "m_encoder"}
+MUON_PARTS = {"blocks", "anatomy_encoder", "modality_encoder", "a_encoder", "m_encoder", "unet"}
 
 
 def learning_rate(config: Training) -> optax.Schedule:
@@ -49,7 +49,7 @@ def clipping(config: Training) -> optax.GradientTransformation:
 
 
 def inner_matrices(params: Any) -> Any:
-    """Which parameters Muon orthogonalises: kernels of the transformer's blocks, the text heads and stage 1's encoders.
+    """Which parameters Muon orthogonalises: kernels of the blocks, the text heads, stage 1's encoders and the reader.
 
     The rest (ends, tables, biases), whose leaf becomes None, takes AdamW with Nesterov momentum. A block's kernel is
     (depth, in, out), a head's (in, out), and a convolution's (h, w, in, out) counts as a matrix of h * w * in rows.

@@ -31,11 +31,11 @@ class ReaderStage(Stage):
         self._module, self._size = build.reader(context.config), context.config.reader.image_size
 
     def init(self, key: jax.Array) -> tuple[Any, Any]:
-        return self._module.init(key, jnp.zeros((1, self._size, self._size, 3)))["params"], {}
+        return {"unet": self._module.init(key, jnp.zeros((1, self._size, self._size, 3)))["params"]}, {}
 
     def _logits(self, params: Any, image_BHWC: jax.Array, mask_BHW: jax.Array) -> tuple[jax.Array, jax.Array]:
         """With the mask at their resolution."""
-        logits = build.Model(self._module, {"params": params})(image_BHWC)
+        logits = build.Model(self._module, {"params": params["unet"]})(image_BHWC)
         return logits, pipeline.resized_mask(mask_BHW, logits.shape[1])
 
     def loss(self, params: Any, model_state: Any, frozen: Any, batch: Batch, key: jax.Array):
@@ -58,7 +58,8 @@ class LesionView:
     """The trained segmentor applied to pictures (N, H, W, 3) uint8: probability of the lesion (N, h, w)."""
 
     def __init__(self, context: Context):
-        model = build.Model(build.reader(context.config), context.variables("reader"))
+        params = context.variables("reader")["params"]["unet"]
+        model = build.Model(build.reader(context.config), {"params": params})
         size = context.config.reader.image_size
         self._apply = jax.jit(lambda image: jax.nn.sigmoid(model(pipeline.prior_input(image, size, INTENSITY))))
 

@@ -130,7 +130,7 @@ def cpu(c: ConfigDict) -> ConfigDict:
     c.disentangler.word_dropout = 0.1
     c.disentangler.train.steps = 3000
     c.denoiser.update(patch=1, refine=64)
-    c.denoiser.train.update(steps=1300, batch_size=16, checkpoint_every_steps=650)
+    c.denoiser.train.update(steps=1500, batch_size=16, checkpoint_every_steps=750)
     c.evaluate.update(metrics=("control", "gain", "prior"), prompts=160)
     return c
 

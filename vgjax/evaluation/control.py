@@ -22,9 +22,12 @@ from vgjax.atomic import write_json, write_text
 from vgjax.config import ConfigError
 from vgjax.context import Run
 from vgjax.evaluation.evaluate import results
+from vgjax.evaluation.metrics import style
 from vgjax.stages import plan
+from vgjax.types import CHANNELS
 
-METRICS = ("control", "leakage", "wording", "composition", "mask", "prior", "marginal", "dci")
+EDITS = ("accuracy", "effect", "kept", "redrawn", "amplification")
+METRICS = ("control", "leakage", "wording", "composition", "mask", "edit", "style", "prior", "marginal", "dci")
 
 
 class Row(NamedTuple):
@@ -144,6 +147,8 @@ def summary(name: str, found: Sequence[Mapping[str, Any]], prompts: int) -> dict
         "marginal": "marginal/distance",
         "marginal_real": "marginal_real/distance",
         **{name: f"dci/{name}" for name in ("disentanglement", "completeness", "informativeness")},
+        **{f"edit_{what}_{channel}": f"edit/{what}/{channel}" for what in EDITS for channel in CHANNELS},
+        **{f"style_{what}_{way}": f"style/{what}/{way}" for what in ("colour", "brightness") for way in style.SETS},
     }
     row: dict[str, Any] = {"name": name, "seeds": len(found), "prompts": prompts}
     intervals = {}

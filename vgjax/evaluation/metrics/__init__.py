@@ -1,6 +1,18 @@
 """Metrics by the name that config key `evaluate.metrics` takes: one file each."""
 
-from vgjax.evaluation.metrics import composition, control, dci, gain, marginal, mask, prior, separation, swap
+from vgjax.evaluation.metrics import (
+    composition,
+    control,
+    dci,
+    edit,
+    gain,
+    marginal,
+    mask,
+    prior,
+    separation,
+    style,
+    swap,
+)
 
 METRICS = {
     "control": control.METRIC,
@@ -13,4 +25,6 @@ METRICS = {
     "mask": mask.METRIC,
     "marginal": marginal.METRIC,
     "dci": dci.METRIC,
+    "edit": edit.METRIC,
+    "style": style.METRIC,
 }

@@ -245,6 +245,7 @@ def test_requests_and_rows_of_one_text_agree(made, name):
         Request(prompt="a lesion", mask=b"png"),
         Request(prompt="a lesion", anatomy_image=b"png"),
         Request(prompt="a lesion", modality_image=b"png"),
+        Request(prompt="a lesion", source=b"png"),
     ],
 )
 def test_a_regression_takes_words_for_each_channel_and_nothing_else(made, name, request_):
@@ -281,6 +282,36 @@ def test_a_picture_of_one_channel_leaves_the_other_to_the_text_and_goes_before_i
     chex.assert_trees_all_close(mixed, {"anatomy": both["anatomy"], "modality": told["modality"]}, atol=1e-5)
     mixed = one.read([Request(prompt=TEXTS[0], modality_image=image)])
     chex.assert_trees_all_close(mixed, {"anatomy": told["anatomy"], "modality": both["modality"]}, atol=1e-5)
+
+
+def test_an_edited_picture_gives_what_nothing_else_is_asked_of(made):
+    one = made["factors"]
+    image, mask = picture_and_mask(one)
+    (other, _), own = picture_and_mask(one, 4), one.read([Request(anatomy_image=image, modality_image=image)])
+    changes = [{}, {"anatomy": TEXTS[0]}, {"modality": TEXTS[2]}, {"mask": mask}, {"modality_image": other}]
+    changes.append({"prompt": TEXTS[1]})
+    told = one.read([Request(**change) for change in changes])
+    found = one.read([Request(source=image, **change) for change in changes])
+    for channel, kept in (("anatomy", (0, 2, 4)), ("modality", (0, 1, 3))):
+        for place in range(len(changes)):
+            wanted = own[channel][0] if place in kept else told[channel][place]
+            np.testing.assert_allclose(found[channel][place], wanted, atol=1e-4)
+
+
+def test_the_way_from_one_component_vector_to_another_keeps_its_distance_from_zero():
+    rng = np.random.default_rng(0)
+    ends = rng.normal(size=(2, 60))
+    ends *= 5 / np.linalg.norm(ends, axis=1, keepdims=True)
+    way = pipeline.between(ends, np.linspace(0, 1, 5))
+    np.testing.assert_allclose(way[[0, -1]], ends, atol=1e-12)
+    np.testing.assert_allclose(np.linalg.norm(way, axis=1), 5)
+    steps = np.linalg.norm(np.diff(way, axis=0), axis=1)
+    np.testing.assert_allclose(steps, steps[0])
+    for last in (ends[0], -ends[0], np.zeros(60)):  # nowhere to go, or through zero, or to it
+        way = pipeline.between(np.stack([ends[0], last]), np.linspace(0, 1, 3))
+        np.testing.assert_allclose(way[[0, -1]], [ends[0], last], atol=1e-12)
+        assert np.isfinite(way).all()
+    np.testing.assert_array_equal(pipeline.between(np.stack([ends[0]] * 2), np.array([0.3, 0.7])), [ends[0]] * 2)
 
 
 def test_a_mask_moves_the_anatomy_and_leaves_the_modality(made):
@@ -436,6 +467,7 @@ def test_one_channel_tells_both_factors_by_one_token(made):
         Request(prompt="a lesion", mask=b"png"),
         Request(prompt="a lesion", anatomy_image=b"png"),
         Request(prompt="a lesion", modality_image=b"png"),
+        Request(prompt="a lesion", source=b"png"),
     ],
 )
 def test_text_tokens_take_words_and_nothing_else(made, request_):

@@ -55,6 +55,27 @@ def test_solvers_reach_a_gaussian_whose_network_is_known(objective, solver):
     assert abs(float(x.std()) - 0.3) < 0.02
 
 
+@pytest.mark.parametrize(("objective", "solver"), [("epsilon", "dpmpp_2m"), ("v", "dpmpp_2m"), ("flow", "euler")])
+def test_solvers_start_from_pictures_noised_to_a_share(objective, solver):
+    process, keys = Process(objective), jax.random.split(jax.random.key(4))
+    picture, noise = (jax.random.normal(key, (8, 16, 16, 3)) for key in keys)
+    noised = process.add_noise(0.7 + 0.3 * picture, noise, jnp.full(8, process.time(0.5)))
+    x = SOLVERS[solver](process, exact_denoiser(process, 0.7, 0.3), noised, 100, start=0.5)
+    assert abs(float(x.mean()) - 0.7) < 0.02
+    assert abs(float(x.std()) - 0.3) < 0.02
+
+
+def test_inversion_finds_the_noise_that_a_linear_velocity_brought_here():
+    """Where the velocity at the end of a step is not that at its beginning."""
+    process, noise = Process("flow"), jax.random.normal(jax.random.key(3), (2, 4, 4, 3))
+    velocity = lambda x, t_B: 0.5 - (2.0 + t_B[:, None, None, None]) * x
+    x = SOLVERS["euler"](process, velocity, noise, 8)
+    assert float(jnp.abs(x - noise).max()) > 1
+    found = SOLVERS["invert_euler"](process, velocity, x, 8)
+    np.testing.assert_allclose(found, noise, atol=0.002)
+    np.testing.assert_allclose(SOLVERS["euler"](process, velocity, found, 8), x, atol=0.02)
+
+
 def first_order(process, denoise, noise, steps):
     """DDIM on the same times: what DPM-Solver++ 2M is without its multistep term."""
     times = np.linspace(0, process.timesteps - 1, steps + 1).round()[::-1][:-1].astype(int)

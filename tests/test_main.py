@@ -48,6 +48,12 @@ def command(*arguments):
         (["--config=configs/phantom.py", "--mode=evaluate", "--seed=3"], "--seed means nothing in --mode=evaluate"),
         (["--config=configs/phantom.py", "--mode=sample", "--n=2"], 'needs --prompt="TEXT", or any of --anatomy, --mo'),
         (["--config=configs/phantom.py", "--mode=sample", "--prompt=x", "--n=-2"], "n"),
+        (
+            ["--config=configs/phantom.py", "--mode=sample", "--prompt=x", "--strength=0.5"],
+            "give it with --edit=PICTURE",
+        ),
+        (["--config=configs/phantom.py", "--mode=sample", "--edit=x.png", "--strength=0"], "strength"),
+        (["--config=configs/phantom.py", "--edit=a.png"], "--edit means nothing in --mode=run: give it to --mode=sam"),
         (["--config=configs/phantom.py", "--mode=sample", "--prompt=x", "--seed=-2"], "seed"),
         (
             ["--config=configs/phantom.py", "--compare=a"],
@@ -72,8 +78,7 @@ def test_help_lists_modes_flags_and_every_key(arguments):
     assert lines[0].startswith("usage: python -m vgjax.main --config=")
     assert {line.split()[0] for line in lines[lines.index("modes:") + 1 :][: len(main.MODES)]} == set(main.MODES)
     assert all(
-        any(line.startswith(f"  --{flag} ") for line in lines)
-        for flag in ("config", "workdir", "mode", "prompt", "anatomy", "modality", "mask", "n", "seed", "compare")
+        any(line.startswith(f"  --{flag} ") for line in lines) for flag in ("config", "workdir", "mode", *main.TAKEN)
     )
     for name, value in Config().flat().items():
         place = [line.startswith(f"  {name} = {value!r}") for line in lines].index(True)

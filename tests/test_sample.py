@@ -71,6 +71,11 @@ def test_a_masks_file_is_read_as_training_reads_masks(files):
     assert found == Request(anatomy="large", mask=found.mask)
 
 
+def test_a_picture_to_be_edited_is_read_as_training_reads_pictures(files):
+    found = read(modality="dark", edit=files["picture"])
+    assert found == Request(modality="dark", source=read(anatomy=files["picture"]).anatomy_image)
+
+
 @pytest.mark.parametrize(
     ("name", "value", "match"),
     [
@@ -82,6 +87,7 @@ def test_a_masks_file_is_read_as_training_reads_masks(files):
         ("modality", "Scan.JPG", r"^--modality: 'Scan\.JPG' cannot be used \("),
         ("mask", "nowhere.png", r"^--mask: 'nowhere\.png' cannot be used \("),
         ("mask", "a large lesion", r"^--mask: 'a large lesion' cannot be used \("),
+        ("edit", "a large lesion", r"^--edit: 'a large lesion' cannot be used \("),
         ("anatomy", "text", r"^--anatomy: '.*broken\.png' cannot be used \("),
         ("mask", "text", r"^--mask: '.*broken\.png' cannot be used \("),
     ],
@@ -176,5 +182,5 @@ def test_a_bad_file_leaves_nothing_behind(run):
 
 
 def test_every_wish_is_a_flag_of_the_mode():
-    assert set(main.TAKES["sample"]) == {*main.ASKED, "n", "seed"}
-    assert main.ASKED == ("prompt", "anatomy", "modality", "mask")
+    assert set(main.TAKES["sample"]) == {*main.ASKED, "anatomy_to", "modality_to", "strength", "n", "seed"}
+    assert main.ASKED == ("prompt", "anatomy", "modality", "mask", "edit")

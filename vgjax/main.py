@@ -12,7 +12,7 @@ MODES = {
     "run": "prepare, train, evaluate and report, from where it was stopped (default)",
     "prepare": "source pictures to records, captions to embeddings",
     "train": "the three stages",
-    "sample": "draws pictures of a --prompt, or of --anatomy and --modality",
+    "sample": "draws pictures of a --prompt, or of --anatomy and --modality, or changes them in one that is there",
     "evaluate": "measures how well drawn pictures follow their captions: metrics.json",
     "report": "report.html, one self-contained page",
     "export": "writes what diffusers and PEFT read",
@@ -20,8 +20,13 @@ MODES = {
     "bench": "not built yet",
     "serve": "not built yet",
 }
-ASKED = ("prompt", "anatomy", "modality", "mask")
-TAKES = {"sample": [*ASKED, "n", "seed"], "export": ["prompt"], "report": ["compare"]}  # flags of some modes
+ASKED = ("prompt", "anatomy", "modality", "mask", "edit")
+TAKES = {  # flags of some modes
+    "sample": [*ASKED, "anatomy_to", "modality_to", "strength", "n", "seed"],
+    "export": ["prompt"],
+    "report": ["compare"],
+}
+TAKEN = list(dict.fromkeys(name for taken in TAKES.values() for name in taken))
 PLANNED = ("bench", "serve")
 HELP = {"-h", "-help", "--help", "-helpfull", "--helpfull"}
 USAGE = "usage: python -m vgjax.main --config=FILE[:VARIANT+VARIANT] [--mode=MODE] [--config.KEY=VALUE ...]"
@@ -35,6 +40,10 @@ _PROMPT = flags.DEFINE_string("prompt", "", "Text to draw in --mode=sample, or i
 _ANATOMY = flags.DEFINE_string("anatomy", "", "What the anatomy is taken from: a text or a picture's file.")
 _MODALITY = flags.DEFINE_string("modality", "", "The same for the imaging style.")
 _MASK = flags.DEFINE_string("mask", "", "File of a lesion mask that the anatomy is to fit, beside any text.")
+_EDIT = flags.DEFINE_string("edit", "", "File of a picture to be changed in what else is asked for, and in no more.")
+_STRENGTH = flags.DEFINE_float("strength", None, "Edit by noise of this share (SDEdit), not by inversion.", 0.01, 1.0)
+_ANATOMY_TO = flags.DEFINE_string("anatomy_to", "", "What --anatomy goes over to, in --n pictures of one seed.")
+_MODALITY_TO = flags.DEFINE_string("modality_to", "", "The same for --modality.")
 _N = flags.DEFINE_integer("n", 0, "How many pictures to draw; default sample.count.", lower_bound=0)
 _SEED = flags.DEFINE_integer("seed", None, "Seed of the first picture drawn; default the config's.", lower_bound=0)
 
@@ -53,12 +62,14 @@ def main(argv: list[str]) -> int:
         if _MODE.value in PLANNED:
             built = ", ".join(mode for mode in MODES if mode not in PLANNED)
             raise flags.Error(f"--mode={_MODE.value} is not built yet: choose one of {built}")
-        for name in dict.fromkeys(name for taken in TAKES.values() for name in taken):
+        for name in TAKEN:
             if flags.FLAGS[name].present and name not in TAKES.get(_MODE.value, ()):
                 modes = " or ".join(f"--mode={mode}" for mode, taken in TAKES.items() if name in taken)
                 raise flags.Error(f"--{name} means nothing in --mode={_MODE.value}: give it to {modes}")
+        if _STRENGTH.present and not _EDIT.value:
+            raise flags.Error("--strength says how much noise an edit takes: give it with --edit=PICTURE")
         if _MODE.value == "sample" and not any(flags.FLAGS[name].value for name in ASKED):
-            raise flags.Error('--mode=sample needs --prompt="TEXT", or any of --anatomy, --modality and --mask')
+            raise flags.Error('--mode=sample needs --prompt="TEXT", or any of --anatomy, --modality, --mask and --edit')
     except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError, ImportError, SyntaxError) as error:
         return _refuse(error)
     from vgjax.config import ConfigError  # the heavy imports come after the flags are known to be good
@@ -75,8 +86,7 @@ def _help() -> str:
     from vgjax.keys import describe
 
     modes = [f"  {mode:<9} {words}" for mode, words in MODES.items()]
-    holders = (_CONFIG, _WORKDIR, _STORE, _MODE, _PROMPT, _ANATOMY, _MODALITY, _MASK, _N, _SEED, _COMPARE)
-    names = [f"  --{holder.name:<8} {flags.FLAGS[holder.name].help}" for holder in holders]
+    names = [f"  --{name:<11} {flags.FLAGS[name].help}" for name in ("config", "workdir", "store", "mode", *TAKEN)]
     keys = "config keys with their defaults, which a config file may change (--config.denoiser.train.steps=3000):"
     return "\n".join([USAGE, "", "modes:", *modes, "", "flags:", *names, "", keys, "", *describe(Config())])
 

@@ -166,6 +166,20 @@ def by_channel(factors: Factors) -> Inputs:
     return {"anatomy": factors.anatomy_BggK.reshape(len(factors.modality_BZ), -1), "modality": factors.modality_BZ}
 
 
+def between(ends_2M: np.ndarray, shares: np.ndarray) -> np.ndarray:
+    """One channel's components at shares of the way from a first to a second: (2, M), (N,) -> (N, M).
+
+    Spherically (as in Ramesh et al. 2022, section 3.2): whitened, pictures lie at about equal distance from zero, their
+    mean, and a straight line would pass nearer to it than any of them.
+    """
+    (first, last), share = ends_2M, shares[:, None]
+    lengths = max(float(np.linalg.norm(first) * np.linalg.norm(last)), 1e-12)
+    angle = np.arccos(np.clip(np.vdot(first, last) / lengths, -1.0, 1.0))
+    if np.sin(angle) < 1e-3:  # on one line
+        return first + share * (last - first)
+    return (np.sin((1 - share) * angle) * first + np.sin(share * angle) * last) / np.sin(angle)
+
+
 def to_components(factors: Factors, basis: Mapping[str, Any]) -> Inputs:
     """Factors in the space of `principal_components`: by channel, (B, M).
 
@@ -243,12 +257,13 @@ def diffusion_errors(
 
 
 class Sampling(NamedTuple):
-    """How the sampler integrates: the process, the name of a solver in `SOLVERS`, its steps, those with gradients."""
+    """How the sampler integrates: process, name in `SOLVERS`, steps, those with gradients, and where it starts."""
 
     process: Process
     solver: str
     steps: int
     gradient_steps: int | None = None
+    start: float = 1.0  # share of the way from pictures, 0, to noise
 
 
 def generate(
@@ -272,7 +287,8 @@ def generate(
         branches = denoise(dit, process, jnp.concatenate([x_t] * count), jnp.concatenate([t_B] * count), tokens)
         return guidance.combine(branches, guided.coefficients)
 
-    return SOLVERS[sampling.solver](process, outputs, noise_BHWC, sampling.steps, sampling.gradient_steps)
+    options = sampling.steps, sampling.gradient_steps, sampling.start
+    return SOLVERS[sampling.solver](process, outputs, noise_BHWC, *options)
 
 
 def decode(autoencoder: Autoencoder, latents_Bhwc: jax.Array) -> jax.Array:

@@ -162,11 +162,11 @@ def run_all(run: Run) -> None:
     report(run)
 
 
-def draw(run: Run, n: int, seed: int | None, **asked: str) -> None:
-    """Draws `n` pictures of what is asked for, from `seed` on; `asked` is that of `sample.read_request`."""
+def draw(run: Run, n: int, seed: int | None, strength: float | None = None, **asked: str) -> None:
+    """Draws `n` pictures of what is asked for; the arguments are those of `sample.sample_request`."""
     _need_trained(run)
     _begin(run, anew=False)
-    for path in sample.sample_request(run, asked, n, seed):
+    for path in sample.sample_request(run, asked, n, seed, strength):
         logging.info("wrote %s", path)
 
 

@@ -89,6 +89,7 @@ class Request:
       anatomy, modality: text for this channel in the place of the prompt.
       anatomy_image, modality_image: PNG of a picture that this channel is taken from; goes before text and mask.
       mask: PNG of a lesion mask, 1 or more where the lesion is, that the anatomy is to fit, beside any text.
+      source: PNG of a picture to be edited: gives the noise, and every channel of which nothing else is asked.
       label: class name, for conditions that take one.
       seed: of its noise; None: of its place among the requests.
     """
@@ -99,9 +100,20 @@ class Request:
     anatomy_image: bytes = b""
     modality_image: bytes = b""
     mask: bytes = b""
+    source: bytes = b""
     label: str = ""
     seed: int | None = None
 
     def text(self, channel: str) -> str:
         """What is asked of a channel in words."""
         return getattr(self, channel, "") or self.prompt
+
+    def picture(self, channel: str) -> bytes:
+        """PNG of the picture that a channel is taken from; b"" where words, a mask or chance decide."""
+        asked = self.text(channel) or (channel == "anatomy" and self.mask)
+        return getattr(self, f"{channel}_image") or (b"" if asked else self.source)
+
+    @property
+    def shows_pictures(self) -> bool:
+        """Whether anything is asked for by a picture or a mask."""
+        return any((self.anatomy_image, self.modality_image, self.mask, self.source))

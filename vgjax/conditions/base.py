@@ -27,7 +27,7 @@ class Condition(abc.ABC):
       fit_columns: derived columns that `fit` reads, under the config keys `fit_keys`.
       keys: config keys that training reads, and `request_keys` those that drawing reads besides.
       reads_text: whether requests are read by the text encoder.
-      takes_masks: whether a request may give a lesion mask.
+      takes_masks: whether a request may give pictures and a lesion mask.
     """
 
     channels: tuple[str, ...]

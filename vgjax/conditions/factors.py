@@ -65,8 +65,7 @@ class TextFactors(Condition):
             return self.from_rows(frozen, dict.fromkeys(("embedding", *WORDED), embedding), None)
 
         asked = {channel: tuple(request.text(channel) for request in requests) for channel in CHANNELS}
-        shown = any(request.mask or request.anatomy_image or request.modality_image for request in requests)
-        if shown or not all(map(all, asked.values())):
+        if any(request.shows_pictures for request in requests) or not all(map(all, asked.values())):
             raise ConfigError(
                 f"condition '{self.config.denoiser.condition}' with disentangler.method"
                 f" '{self.config.disentangler.method}' takes words and nothing else: give a prompt"
@@ -166,7 +165,7 @@ class FactorsCondition(TextFactors):
         halves_B2 = seeds.halves(list(request_seeds))
         inputs = {name: self._drawn(name, frozen, requests, halves_B2, encode) for name in CHANNELS}
         for channel in CHANNELS:
-            shown = {i: png for i, r in enumerate(requests) if (png := getattr(r, f"{channel}_image"))}
+            shown = {i: png for i, r in enumerate(requests) if (png := r.picture(channel))}
             if shown:
                 inputs[channel][list(shown)] = self._measured(frozen, list(shown.values()))[channel]
         return {name: jnp.asarray(x) for name, x in inputs.items()}

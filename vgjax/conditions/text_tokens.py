@@ -84,8 +84,7 @@ class TextTokens(Condition):
     ) -> Inputs:
         """One text a picture: that of the prompt, or those of the channels one after another."""
         texts = [request.prompt or f"{request.anatomy} {request.modality}".strip() for request in requests]
-        shown = any(request.mask or request.anatomy_image or request.modality_image for request in requests)
-        if shown or not all(texts):
+        if any(request.shows_pictures for request in requests) or not all(texts):
             raise ConfigError("condition 'text_tokens' takes words and nothing else: give a prompt")
         return {"text": jnp.asarray(padded(encode.ids(texts), self._encoder.max_length))}
 

@@ -43,6 +43,10 @@ class Process:
             return (jnp.arange(batch) + jax.random.uniform(key, (batch,))) / batch
         return jax.random.randint(key, (batch,), 0, self.timesteps).astype(jnp.float32)
 
+    def time(self, share: float) -> float:
+        """The time at a share of the way from pictures, 0, to noise, 1."""
+        return share if self.objective == "flow" else float(round(share * (self.timesteps - 1)))
+
     def coefficients(self, t_B: jax.Array) -> tuple[jax.Array, jax.Array]:
         """alpha and sigma at times t, each (B,)."""
         if self.objective == "flow":

@@ -12,6 +12,7 @@ import numpy as np
 
 from vgjax.diffusion.process import Process
 
+FIXED_POINT_ITERATIONS = 8  # as many as bring the noise of pictures to unit variance
 Denoise = Callable[[jax.Array, jax.Array], jax.Array]  # (x_t, t_B) -> what the objective predicts, already guided
 
 
@@ -25,9 +26,11 @@ def _integrate(step: Callable[[Any, Any], Any], carry: Any, rows: dict[str, jax.
     return jax.lax.scan(step, carry, rows)[0]
 
 
-def euler(process: Process, denoise: Denoise, noise: jax.Array, steps: int, last: int | None = None) -> jax.Array:
-    """Integrates dx/dt = velocity from t = 1 to 0 in equal Euler steps (flow objective)."""
-    times = np.linspace(1.0, 0.0, steps + 1, dtype=np.float32)
+def euler(
+    process: Process, denoise: Denoise, noise: jax.Array, steps: int, last: int | None = None, start: float = 1.0
+) -> jax.Array:
+    """Integrates dx/dt = velocity from t = start to 0 in equal Euler steps (flow objective)."""
+    times = np.linspace(start, 0.0, steps + 1, dtype=np.float32)
 
     def step(x, row):
         velocity = denoise(x, jnp.full(x.shape[0], row["t"]))
@@ -37,12 +40,32 @@ def euler(process: Process, denoise: Denoise, noise: jax.Array, steps: int, last
     return _integrate(step, noise, rows, last)
 
 
-def dpmpp_2m(process: Process, denoise: Denoise, noise: jax.Array, steps: int, last: int | None = None) -> jax.Array:
+def invert_euler(
+    process: Process, denoise: Denoise, x: jax.Array, steps: int, last: int | None = None, start: float = 0.0
+) -> jax.Array:
+    """From t = start up to 1: the noise from which `euler` comes to x.
+
+    Each step x' = x + (t' - t) velocity(x, t) is solved for x by fixed-point iteration (Pan et al. 2023), since the
+    velocity at x', which plain inversion takes, leads elsewhere.
+    """
+    times = np.linspace(start, 1.0, steps + 1, dtype=np.float32)
+
+    def step(x_next, row):
+        velocity = lambda x: denoise(x, jnp.full(x.shape[0], row["t"])).astype(x.dtype)
+        closer = lambda _, x: x_next - (row["t_next"] - row["t"]) * velocity(x)
+        return jax.lax.fori_loop(0, FIXED_POINT_ITERATIONS, closer, x_next), None
+
+    return _integrate(step, x, {"t": jnp.asarray(times[1:]), "t_next": jnp.asarray(times[:-1])}, last)
+
+
+def dpmpp_2m(
+    process: Process, denoise: Denoise, noise: jax.Array, steps: int, last: int | None = None, start: float = 1.0
+) -> jax.Array:
     """DPM-Solver++ 2M (Lu et al. 2022, algorithm 2): equally spaced times, the last step of first order to sigma 0.
 
     For the objectives epsilon and v.
     """
-    times = np.linspace(0, process.timesteps - 1, steps + 1).round()[::-1][:-1].astype(np.int64)
+    times = np.linspace(0, process.time(start), steps + 1).round()[::-1][:-1].astype(np.int64)
     alphas_bar = process.alphas_bar[times]
     alpha, sigma = np.append(np.sqrt(alphas_bar), 1.0), np.append(np.sqrt(1 - alphas_bar), 0.0)
     with np.errstate(divide="ignore"):
@@ -64,4 +87,8 @@ def dpmpp_2m(process: Process, denoise: Denoise, noise: jax.Array, steps: int, l
     return _integrate(step, (noise, jnp.zeros_like(noise)), rows, last)[0]
 
 
-SOLVERS: dict[str, Callable[..., jax.Array]] = {"euler": euler, "dpmpp_2m": dpmpp_2m}
+SOLVERS: dict[str, Callable[..., jax.Array]] = {
+    "euler": euler,
+    "dpmpp_2m": dpmpp_2m,
+    "invert_euler": invert_euler,
+}

@@ -22,10 +22,13 @@ from vgjax.atomic import write_json, write_text
 from vgjax.config import ConfigError
 from vgjax.context import Run
 from vgjax.evaluation.evaluate import results
+from vgjax.evaluation.metrics import style
 from vgjax.stages import plan
+from vgjax.types import CHANNELS
 
 REAL_METRICS = ("control", "gain", "diversity", "prior")
-METRICS = ("control", "leakage", "wording", "composition", "mask", "prior", "marginal", "dci")
+EDITS = ("accuracy", "effect", "kept", "redrawn", "amplification")
+METRICS = ("control", "leakage", "wording", "composition", "mask", "edit", "style", "prior", "marginal", "dci")
 
 
 class Row(NamedTuple):
@@ -164,6 +167,8 @@ def summary(name: str, found: Sequence[Mapping[str, Any]], prompts: int) -> dict
         "diversity_real": "diversity_real/pairs",
         "nearest": "diversity/nearest",
         "nearest_real": "diversity_real/nearest",
+        **{f"edit_{what}_{channel}": f"edit/{what}/{channel}" for what in EDITS for channel in CHANNELS},
+        **{f"style_{what}_{way}": f"style/{what}/{way}" for what in ("colour", "brightness") for way in style.SETS},
     }
     row: dict[str, Any] = {"name": name, "seeds": len(found), "prompts": prompts}
     intervals = {}

@@ -84,7 +84,8 @@ def _draw(name: str, wanted: RequestsOf, context: Context, folder: pathlib.Path)
     config, sampler = context.config, Sampler(context)
     own = lambda i, request: seeds.derive(config.seed, "evaluate", name, i) if request.seed is None else request.seed
     noise = [own(i, request) for i, request in enumerate(requests)]
-    pictures = sampler(sampler.inputs(requests, noise), noise)
+    inputs = sampler.inputs(requests, noise)
+    pictures = sampler.edit(inputs, requests, noise)[0] if requests[0].source else sampler(inputs, noise)
     c = config.sample
     method = {"condition": config.denoiser.condition, "solver": c.solver, "steps": c.steps, **c.guidance}
     rows = (

@@ -39,6 +39,7 @@ def computed(config: Config) -> list[str]:
     reader, condition = SOURCES[config.data.source].reader({}), conditions.of(config)
     there = {*(stage.name for stage in plan(config)), *reader.styles}
     may_be = {"held_out": reader.held_out, "words": condition.reads_text, "masks": condition.takes_masks}
+    may_be["edits"] = condition.takes_masks and config.diffusion.objective == "flow"
     there |= {name for name, found in may_be.items() if found}
     return [name for name in config.evaluate.metrics if there.issuperset(METRICS[name].needs)]
 

@@ -1,6 +1,19 @@
 """Metrics by the name that config key `evaluate.metrics` takes: one file each."""
 
-from vgjax.evaluation.metrics import composition, control, dci, diversity, gain, marginal, mask, prior, separation, swap
+from vgjax.evaluation.metrics import (
+    composition,
+    control,
+    dci,
+    diversity,
+    edit,
+    gain,
+    marginal,
+    mask,
+    prior,
+    separation,
+    style,
+    swap,
+)
 
 METRICS = {
     "control": control.METRIC,
@@ -14,4 +27,6 @@ METRICS = {
     "marginal": marginal.METRIC,
     "dci": dci.METRIC,
     "diversity": diversity.METRIC,
+    "edit": edit.METRIC,
+    "style": style.METRIC,
 }

@@ -89,8 +89,8 @@ class Metric(NamedTuple):
     Attributes:
       run: (cases, drawn sets by name, real pictures, options) -> estimates by name.
       sets: name -> the requests of a set of pictures; sets of equal names are one, drawn once and shared.
-      needs: stages, styles of the reader, "held_out" pairs, a condition on "words" or "masks", without which it is left
-        out.
+      needs: stages, styles of the reader, "held_out" pairs, a condition on "words" or "masks" (and pictures), "edits",
+        without which it is left out.
     """
 
     run: Callable[[Sequence[TestCase], Mapping[str, Seen], Seen, Options], Results]

@@ -1,5 +1,6 @@
 """Swap: the anatomy of one text with the modality of another; each picture should show both."""
 
+import functools
 import itertools
 from collections.abc import Mapping, Sequence
 
@@ -18,15 +19,17 @@ def grid(cases: Sequence[TestCase]) -> tuple[Sequence[TestCase], Sequence[TestCa
     return cases[:ROWS], (cases[ROWS:] or cases)[:COLUMNS]
 
 
+def channel_text(rng: np.random.Generator, options: Options, case: TestCase, channel: str) -> str:
+    """All that is known of one channel of a case."""
+    named = [factor for factor in case.levels if options.reader.described[factor] == channel]
+    # Where captions are the dataset's own, the model has learned those words and no others.
+    return options.reader.describe(case.levels, rng, named) if case.requested else case.caption
+
+
 def requests(cases: Sequence[TestCase], options: Options) -> list[Request]:
     """A grid of pictures from one noise, row by row: rows share their anatomy text, columns their modality text."""
     rng = np.random.default_rng(options.seed)
-
-    def text(case: TestCase, channel: str) -> str:
-        named = [factor for factor in case.levels if options.reader.described[factor] == channel]
-        # Where captions are the dataset's own, the model has learned those words and no others.
-        return options.reader.describe(case.levels, rng, named) if case.requested else case.caption
-
+    text = functools.partial(channel_text, rng, options)
     rows, columns = grid(cases)
     anatomy, modality = [text(case, "anatomy") for case in rows], [text(case, "modality") for case in columns]
     seed = seeds.derive(options.seed, "evaluate", SWAP, 0)

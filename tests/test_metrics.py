@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from vgjax.evaluation.metrics import numbers
+from vgjax.evaluation.metrics.base import Estimate, Metric, Seen
 
 RUN = {
     "config": {"data.name": "phantom", "widths": (8, 16), "rate": np.float32(0.5)},
@@ -68,3 +69,15 @@ def test_bootstrap_interval_covers_the_mean_as_often_as_it_says():
 def test_bootstrap_interval_refuses(values, level):
     with pytest.raises(ValueError, match="bootstrap_interval"):
         numbers.bootstrap_interval(values, seed=0, level=level)
+
+
+def test_a_metric_of_few_cases_looks_at_the_first_ones_and_at_their_real_pictures():
+    def run(cases, drawn, real, options):
+        yield "cases", Estimate(len(cases), len(real.levels))
+        yield "rest", Estimate(len(real.pictures), len(real.factors["anatomy"]))
+
+    pictures = np.zeros((5, 2, 2, 3), np.uint8)
+    real = Seen(pictures, [{}] * 5, None, pictures[..., 0], pictures, {"anatomy": np.zeros((5, 7))})
+    few, every = Metric(run, most=2), Metric(run)
+    assert [e[:2] for _, e in few.estimates("abcde", {}, real, None)] == [(2, 2), (2, 2)]
+    assert [e[:2] for _, e in every.estimates("abcde", {}, real, None)] == [(5, 5), (5, 5)]

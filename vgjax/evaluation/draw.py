@@ -15,7 +15,7 @@ from vgjax.data import records
 from vgjax.data.read.decode import to_png
 from vgjax.data.sources import SOURCES
 from vgjax.evaluation.metrics import METRICS
-from vgjax.evaluation.metrics.base import Options, RequestsOf, TestCase
+from vgjax.evaluation.metrics.base import CasesOf, Options, RequestsOf, TestCase
 from vgjax.sample import Sampler
 from vgjax.stages.denoiser import drawing_needs
 from vgjax.types import Request
@@ -61,7 +61,7 @@ def producers(config: Config, metrics: Sequence[str]) -> dict[str, Producer]:
     return {
         f"drawn_{name}": Producer(
             f"drawn_{name}",
-            functools.partial(_draw, name, requests),
+            functools.partial(_draw, name, METRICS[metric].chosen, requests),
             keys=tuple(dict.fromkeys((*KEYS, *condition.keys, *condition.request_keys))),
             needs=("pictures", "denoiser", "condition", *drawing_artefacts(condition)),
             free=("evaluate.resamples",),
@@ -79,8 +79,8 @@ def drawing_artefacts(condition: conditions.Condition) -> tuple[str, ...]:
     return (*needed, *(["factors"] if "prior" in needed else []), *(["vocabulary"] if condition.reads_text else []))
 
 
-def _draw(name: str, wanted: RequestsOf, context: Context, folder: pathlib.Path) -> dict[str, Any]:
-    requests = wanted(load_cases(context), options_of(context))
+def _draw(name: str, chosen: CasesOf, wanted: RequestsOf, context: Context, folder: pathlib.Path) -> dict[str, Any]:
+    requests = wanted(chosen(load_cases(context)), options_of(context))
     config, sampler = context.config, Sampler(context)
     own = lambda i, request: seeds.derive(config.seed, "evaluate", name, i) if request.seed is None else request.seed
     noise = [own(i, request) for i, request in enumerate(requests)]

@@ -68,7 +68,7 @@ def _measure(
     wanted = [METRICS[name] for name in metrics]
     sets = dict.fromkeys(name for metric in wanted for name in metric.sets)
     drawn = {name: read(draw.read_drawn(context, name).pictures) for name in sets}
-    measured = (pair for metric in wanted for pair in metric.run(cases, drawn, real, options))
+    measured = (pair for metric in wanted for pair in metric.estimates(cases, drawn, real, options))
     estimates = {name: estimate._asdict() | {"split": context.config.evaluate.split} for name, estimate in measured}
     write_json(folder / METRICS_FILE, estimates)
     write_json(folder / READINGS_FILE, {name: list(seen.levels) for name, seen in {**drawn, "real": real}.items()})

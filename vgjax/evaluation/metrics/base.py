@@ -63,6 +63,13 @@ class Seen(NamedTuple):
     reconstruction: np.ndarray | None = None
     factors: Mapping[str, np.ndarray] | None = None
 
+    def first(self, count: int) -> "Seen":
+        """The first `count` of them."""
+        cut = lambda part: None if part is None else part[:count]
+        factors = self.factors and {name: x[:count] for name, x in self.factors.items()}
+        lesion, segmentation, reconstruction = map(cut, (self.lesion, self.segmentation, self.reconstruction))
+        return Seen(self.pictures[:count], self.levels[:count], lesion, segmentation, reconstruction, factors)
+
 
 class Options(NamedTuple):
     """What metrics get besides pictures.
@@ -80,6 +87,7 @@ class Options(NamedTuple):
     training: Callable[[], Iterable[np.ndarray]] = tuple
 
 
+CasesOf = Callable[[Sequence[TestCase]], Sequence[TestCase]]
 RequestsOf = Callable[[Sequence[TestCase], Options], Sequence[Request]]
 
 
@@ -91,11 +99,22 @@ class Metric(NamedTuple):
       sets: name -> the requests of a set of pictures; sets of equal names are one, drawn once and shared.
       needs: stages, styles of the reader, "held_out" pairs, a condition on "words" or "masks" (and pictures), "edits",
         without which it is left out.
+      most: how many cases it looks at, the first ones; 0: all.
     """
 
     run: Callable[[Sequence[TestCase], Mapping[str, Seen], Seen, Options], Results]
     sets: Mapping[str, RequestsOf] = {}
     needs: tuple[str, ...] = ()
+    most: int = 0
+
+    def chosen(self, cases: Sequence[TestCase]) -> Sequence[TestCase]:
+        """The cases that it looks at."""
+        return cases[: self.most or None]
+
+    def estimates(self, cases: Sequence[TestCase], drawn: Mapping[str, Seen], real: Seen, options: Options) -> Results:
+        """Of all that was drawn."""
+        chosen = self.chosen(cases)
+        return self.run(chosen, drawn, real.first(len(chosen)), options)
 
 
 def caption_requests(cases: Sequence[TestCase], options: Options) -> list[Request]:

@@ -77,4 +77,5 @@ METRIC = Metric(
     measure,
     {REDRAWN: redrawn, **{EDITED[channel]: functools.partial(edited, channel) for channel in CHANNELS}},
     needs=("edits",),
+    most=512,
 )

@@ -49,4 +49,4 @@ def measure(cases: Sequence[TestCase], drawn: Mapping[str, Seen], real: Seen, op
                 yield f"{name}/iou{group}", mean_estimate(values, options)
 
 
-METRIC = Metric(measure, {MASKS: requests}, needs=("masks",))
+METRIC = Metric(measure, {MASKS: requests}, needs=("masks",), most=512)

@@ -41,4 +41,5 @@ METRIC = Metric(
     measure,
     {name: functools.partial(requests, way) for way, name in SETS.items()},
     needs=("masks",),
+    most=512,
 )

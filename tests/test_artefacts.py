@@ -60,7 +60,7 @@ STAGE_1 = {"prior", "factors", "condition", "disentangler", *STAGE_3}
         ("seed", 1, set(BEFORE)),
         ("sample.steps", 5, DRAWN),
         ("sample.count", 5, set()),
-        ("sample.batch_size", 8, DRAWN),
+        ("sample.batch_size", 8, set()),
         ("evaluate.resamples", 50, {"evaluation"}),
         ("evaluate.metrics", ("control",), {"evaluation"}),
         ("mesh.fsdp", 2, set()),

@@ -22,7 +22,8 @@ from vgjax.types import Request
 
 # What decides which requests are made, and what draws them.
 KEYS = (
-    *("seed", "evaluate.split", "evaluate.prompts", "evaluate.draws", "sample.*", "-sample.count"),
+    *("seed", "evaluate.split", "evaluate.prompts", "evaluate.draws"),
+    *("sample.*", "-sample.count", "-sample.batch_size"),
     *("denoiser.*", "-denoiser.train.*", "autoencoder.*", "diffusion.*", "data.image_size", "data.intensity"),
 )
 
@@ -58,13 +59,14 @@ def options_of(context: Context) -> Options:
 def producers(config: Config, metrics: Sequence[str]) -> dict[str, Producer]:
     """One for each set that the metrics want, under the name "drawn_<set>"."""
     condition = conditions.of(config)
+    shared: list[Sampler] = []  # all sets of a run are drawn by one compiled program
     return {
         f"drawn_{name}": Producer(
             f"drawn_{name}",
-            functools.partial(_draw, name, METRICS[metric].chosen, requests),
+            functools.partial(_draw, shared, name, METRICS[metric].chosen, requests),
             keys=tuple(dict.fromkeys((*KEYS, *condition.keys, *condition.request_keys))),
             needs=("pictures", "denoiser", "condition", *drawing_artefacts(condition)),
-            free=("evaluate.resamples",),
+            free=("evaluate.resamples", "sample.batch_size"),
             collective=True,
             files=lambda c: [c.denoiser.weights, c.autoencoder.path, c.text_encoder.path],
         )
@@ -79,9 +81,13 @@ def drawing_artefacts(condition: conditions.Condition) -> tuple[str, ...]:
     return (*needed, *(["factors"] if "prior" in needed else []), *(["vocabulary"] if condition.reads_text else []))
 
 
-def _draw(name: str, chosen: CasesOf, wanted: RequestsOf, context: Context, folder: pathlib.Path) -> dict[str, Any]:
+def _draw(
+    shared: list[Sampler], name: str, chosen: CasesOf, wanted: RequestsOf, context: Context, folder: pathlib.Path
+) -> dict[str, Any]:
     requests = wanted(chosen(load_cases(context)), options_of(context))
-    config, sampler = context.config, Sampler(context)
+    if not shared:
+        shared.append(Sampler(context))
+    config, sampler = context.config, shared[0]
     own = lambda i, request: seeds.derive(config.seed, "evaluate", name, i) if request.seed is None else request.seed
     noise = [own(i, request) for i, request in enumerate(requests)]
     inputs = sampler.inputs(requests, noise)

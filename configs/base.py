@@ -119,7 +119,7 @@ def medart(c: ConfigDict) -> ConfigDict:
 
 
 def cpu(c: ConfigDict) -> ConfigDict:
-    """For some thousand real pictures and two cores: 128 pixels in at most 40 minutes, of which stage 1 sees 64.
+    """For some thousand real pictures and two cores: at most 40 minutes, 128 pixels, 64 of them in stage 1.
 
     The transformer works on latents of a small autoencoder of 32 channels, which `autoencoder.path` has to name.
     """

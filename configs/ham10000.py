@@ -36,5 +36,5 @@ def published():
 
 
 def get_config(variants: str = ""):
-    without_weights = {"small", "smoke", "cpu"}.intersection(variants.split("+"))
+    without_weights = {"small", "smoke", "cpu", "pixels"}.intersection(variants.split("+"))
     return base.with_variants(small() if without_weights else published(), variants, small=lambda c: c, **base.REAL)

@@ -250,7 +250,7 @@ def test_requests_and_rows_of_one_text_agree(made, name):
 )
 def test_a_regression_takes_words_for_each_channel_and_nothing_else(made, name, request_):
     one = made[name]
-    asked = rf"^condition '{one.config.denoiser.condition}' .* takes words and nothing else: give a prompt$"
+    asked = rf"^condition '{one.config.denoiser.condition}' .* takes words and nothing else: give a prompt, and no pict"
     with pytest.raises(ConfigError, match=asked):
         one.read([Request(prompt="a lesion"), request_])
 

@@ -41,7 +41,7 @@ def test_every_readable_config_and_variant_is_valid(name, variants):
 def test_real_pictures_want_an_autoencoder_or_the_variant_without(name):
     for more in ("", "+reference", "+pixart_text", "+smoke"):
         c = load(name, f"cpu{more}")
-        with pytest.raises(ConfigError, match=r"'autoencoder\.path' is empty .*, or add variant \+pixels$"):
+        with pytest.raises(ConfigError, match=r"'autoencoder\.path' is empty .*$"):
             configs.from_config_dict(c)
         c.autoencoder.path = "."
         assert configs.from_config_dict(c).data.image_size == 128
@@ -263,12 +263,17 @@ def test_datasets_need_a_root(name):
 
 
 def test_batch_norm_needs_two_pictures():
-    single = {"prior.variant": "reference", "prior.train.batch_size": 1}
+    published = {"prior.variant": "reference", "prior.weight_appearance": 0.0, "prior.weight_consistency": 0.0}
+    single = {**published, "prior.train.batch_size": 1}
     refused(single, r"prior\.train\.batch_size' is 1: the published SDNet normalises over the batch.*at least 2$")
     for others in ({**single, "prior.variant": "default"}, {**single, "prior.weights": "sdnet.safetensors"}):
         c = phantom.get_config()
         c.update_from_flattened_dict(others)
         configs.from_config_dict(c)
+
+
+def test_the_published_prior_has_no_terms_of_the_default():
+    refused({"prior.variant": "reference"}, r"prior\.variant' is 'reference'.*so set prior\.weight_appearance and")
 
 
 def test_difference_names_keys():

@@ -1,5 +1,6 @@
 """Metrics: the estimates that they make of readings, and the pictures that they ask for."""
 
+import argparse
 import dataclasses
 
 import numpy as np
@@ -215,3 +216,14 @@ def test_diversity_tells_sameness_from_variety_and_copies_from_new_pictures():
     small = np.stack([x.reshape(32, 2, 32, 2, 3).mean((1, 3)) for x in trained]) / 255
     nearest = [np.sqrt(np.square(1 - one - small).mean((1, 2, 3))).min() for one in small]
     assert copies["diversity_real/nearest"].value == pytest.approx(np.mean(nearest), abs=2e-3)
+
+
+def test_the_mean_over_factors_has_an_interval_over_captions():
+    rng, options = np.random.default_rng(0), argparse.Namespace(seed=0, resamples=2000)
+    answers = (rng.random((3, 400)) < 0.8).astype(float)
+    answers[1, ::2] = np.nan  # half the captions do not name it
+    low, high = control.mean_interval(answers, options)
+    # Variances of the three means add up, each of .16 over the captions that name the factor.
+    half = 1.96 * np.sqrt(0.16 / 400 + 0.16 / 200 + 0.16 / 400) / 3
+    assert (low + high) / 2 == pytest.approx(np.nanmean(answers, axis=1).mean(), abs=0.005)
+    assert (high - low) / 2 == pytest.approx(half, rel=0.15)

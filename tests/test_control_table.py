@@ -11,9 +11,10 @@ import pytest
 
 from vgjax import build, stages
 from vgjax.conditions.text_tokens import TextTokens
+from vgjax.config import ConfigError
 from vgjax.context import Context
 from vgjax.data.prepare import pictures
-from vgjax.evaluation import control
+from vgjax.evaluation import control, evaluate
 from vgjax.evaluation.control import ROWS, Row
 
 
@@ -134,7 +135,7 @@ def test_an_unknown_row_is_one_sentence(capsys):
     assert told.startswith("error: --rows names 'fast': choose among quick, default") and told.count("\n") == 1
 
 
-def options_in(folder, prompts, text_encoder=""):
+def options_in(folder, prompts, text_encoder="some/bert"):
     """What the command line gives."""
     where = {"workdir": str(folder), "store": str(folder / "store")}
     return argparse.Namespace(root="", prompts=prompts, text_encoder=text_encoder, **where)
@@ -169,7 +170,7 @@ def parameters(config, mesh):
 @pytest.mark.parametrize("name", list(ROWS))
 def test_every_row_has_as_many_parameters_as_the_default(name, tmp_path, monkeypatch):
     monkeypatch.setattr(TextTokens, "_pretrained", None)  # its file is not at hand
-    width = control.MINILM["width"]
+    width = control.MINILM_WIDTH
     monkeypatch.setattr(
         TextTokens,
         "_states",
@@ -234,7 +235,7 @@ def test_a_readme_gets_the_table_between_its_marks(tmp_path):
 
 def test_a_row_that_needs_a_text_encoder_is_left_out_without_and_never_called_stale(table, monkeypatch, caplog):
     write, _ = table
-    monkeypatch.setattr(control, "ROWS", {"quick": Row(""), "words": Row("long", reads_new_words=True)})
+    monkeypatch.setattr(control, "ROWS", {"quick": Row(""), "words": Row("long", encoder="vocabulary")})
     with caplog.at_level("INFO"):
         assert write("quick", "words") == (["-0"], ["quick"])
     assert "row words is left out: name the folder of a BERT (--text_encoder=FOLDER)" in caplog.messages
@@ -248,3 +249,20 @@ def test_the_row_of_a_text_encoder_takes_its_folder(tmp_path):
     options = options_in(tmp_path, prompts=50, text_encoder="folder")
     assert control.open_row("phantom", ROWS["pretrained words"], 0, options).config.text_encoder.path == "folder"
     assert control.open_row("phantom", ROWS["quick"], 0, options).config.text_encoder.path == ""
+
+
+def test_every_metric_of_the_table_is_measured_in_the_default(tmp_path):
+    run = control.open_row("phantom", ROWS["default"], 0, options_in(tmp_path, prompts=50))
+    assert tuple(evaluate.computed(run.config)) == control.METRICS
+
+
+@pytest.mark.parametrize("config", ["mimic", "nowhere"])
+def test_a_config_without_a_table_is_told(config, tmp_path, capsys):
+    assert control.main([f"--config={config}", f"--store={tmp_path}", f"--workdir={tmp_path}"]) == 2
+    assert f"--config names '{config}', of which there is no table" in capsys.readouterr().err
+
+
+def test_a_readme_without_marks_is_told(tmp_path):
+    (tmp_path / "README.md").write_text("nothing")
+    with pytest.raises(ConfigError, match=r"has no line '<!-- control:x -->': put it and"):
+        control.write_readme(tmp_path / "README.md", "x", "table")

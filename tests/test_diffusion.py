@@ -131,3 +131,10 @@ def test_each_channel_has_its_own_strength():
     outputs = (10.0 + 1.0 * keep["anatomy"] + 0.1 * keep["modality"])[:, None]
     combined = guidance.combine(outputs, guided.coefficients)
     np.testing.assert_allclose(combined, np.full((5, 1), 10 + 3.0 + 0.2), rtol=1e-6)
+
+
+def test_dpmpp_2m_from_little_noise_takes_the_times_that_there_are():
+    process = Process("epsilon")
+    x = jax.random.normal(jax.random.key(0), (2, 4, 4, 3))
+    drawn = SOLVERS["dpmpp_2m"](process, lambda x_t, t_B: jnp.zeros_like(x_t), x, 50, start=0.02)
+    assert bool(jnp.isfinite(drawn).all())

@@ -54,7 +54,7 @@ def test_an_edit_asks_one_channel_of_another_case_and_nothing_of_the_other():
 def test_who_changes_what_is_asked_and_no_more_is_right_in_everything():
     found = measured(lambda before, asked, channel: before | asked)
     ones = {f"edit/{what}/{c}": 1.0 for what in ("accuracy", "effect", "kept", "redrawn") for c in edit.CHANNELS}
-    assert found == ones | {f"edit/amplification/{c}": 0.0 for c in edit.CHANNELS}
+    assert found == ones | {f"edit/spill/{c}": 0.0 for c in edit.CHANNELS}
 
 
 def test_who_changes_nothing_has_no_effect_though_some_levels_are_the_same_by_chance():
@@ -70,25 +70,14 @@ def test_an_unasked_factor_that_moves_along_is_not_kept_and_a_poor_redraw_is_tol
     found = measured(moved, redrawn=redrawn)
     assert found["edit/kept/modality"] == pytest.approx(4 / 5) and found["edit/kept/anatomy"] == 1.0
     assert found["edit/redrawn/modality"] == 1.0 and found["edit/redrawn/anatomy"] == pytest.approx(3 / 4)
-    assert found["edit/amplification/modality"] == pytest.approx(-1 / 5)
-
-
-def test_an_unasked_factor_that_reads_truer_than_in_the_source_is_amplified():
-    """One that could not be read in the source is nothing to keep."""
-    before = [case.levels | {"texture": None, "colour": "?"} for case in CASES]
-    truer = lambda levels, asked, channel: levels | {"texture": "?"} | asked
-    found = measured(truer, before)
-    assert found["edit/amplification/modality"] == 0.0 and found["edit/kept/modality"] == 1.0
-    drawn = {name: seen([case.levels for case in CASES]) for name in ("redrawn", *edit.EDITED.values())}
-    found = {name: one.value for name, one in edit.measure(CASES, drawn, seen(before), OPTIONS)}
-    assert found["edit/amplification/modality"] == pytest.approx(2 / 5)
-    assert found["edit/kept/modality"] == pytest.approx(3 / 4)
+    assert found["edit/spill/modality"] == pytest.approx(1 / 5)
+    assert found["edit/spill/anatomy"] == pytest.approx(-1 / 4)
 
 
 def test_captions_of_which_nothing_is_known_measure_what_is_kept_alone():
     cases = [case._replace(requested={}) for case in CASES]
     found = measured(lambda before, asked, channel: before, cases=cases)
-    assert {name.split("/")[1] for name in found} == {"kept", "redrawn", "amplification"}
+    assert {name.split("/")[1] for name in found} == {"kept", "redrawn", "spill"}
     assert edit.edited("modality", cases, OPTIONS)[0].modality == cases[6].caption
 
 

@@ -49,7 +49,7 @@ def _latents(c: Flat) -> Iterator[Broken]:
     side = c["data.image_size"] // factor
     if side % patch:
         yield "denoiser.patch", f": it must divide the latent size {side}"
-    if c["denoiser.condition"] == "factors" and (side // patch) % c["prior.grid"]:
+    if c["denoiser.condition"] in ("factors", "text_heads") and (side // patch) % c["prior.grid"]:
         yield "prior.grid", f": it must divide the {side // patch} patches a side (latent size / denoiser.patch)"
 
 
@@ -62,9 +62,7 @@ def _files(c: Flat) -> Iterator[Broken]:
         yield "prior.vgg_path", ", which is not a file: give VGG-19 safetensors"
     found = path and (pathlib.Path(path).exists() or re.fullmatch(r"[\w.-]+/[\w.-]+", path))
     if kind != "pixel" and not found:
-        conflict = (
-            f" with autoencoder.kind '{kind}': name the file, folder or hub id of its weights, or add variant +pixels"
-        )
+        conflict = f" with autoencoder.kind '{kind}': name the file, folder or hub id of its weights"
         yield "autoencoder.path", conflict
     if c["text_encoder.kind"] == "bert" and not c["text_encoder.path"]:
         yield "text_encoder.path", ": name the folder or hub id of the BERT weights"
@@ -111,6 +109,9 @@ def _choices(c: Flat) -> Iterator[Broken]:
     if from_text and c["disentangler.method"] != "regression":
         conflict = f" with denoiser.condition '{condition}' and denoiser.learn_from '{learns_from}': factors of texts"
         yield "disentangler.method", f"{conflict} come from a regression, so set it to 'regression'"
+    if c["prior.variant"] == "reference" and (c["prior.weight_appearance"] or c["prior.weight_consistency"]):
+        terms = "prior.weight_appearance and prior.weight_consistency"
+        yield "prior.variant", f": the published network has no such terms, so set {terms} to 0"
     if c["denoiser.channels"] == "one" and condition != "factors":
         yield "denoiser.channels", f" with denoiser.condition '{condition}': only factors can be one channel"
     words = c["disentangler.method"] == "flow" and c["text_encoder.kind"] != "bert"

@@ -102,7 +102,7 @@ class Training(Group):
     ema_decay: Fraction = key(0.0, "moving average of the weights, used for everything after training; 0: off")
     checkpoint_every_steps: PositiveInt = key(200, "how often to validate and to write a checkpoint")
     log_every_steps: PositiveInt = key(20, "how often to write the losses to the log")
-    keep: Literal["last", "best"] = key("last", "export the the last, or the one of best validation score")
+    keep: Literal["last", "best"] = key("last", "export the last, or the one of best validation score")
 
 
 class Prior(Group):

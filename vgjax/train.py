@@ -41,7 +41,11 @@ def train_step(
     def total(params: Any) -> tuple[jax.Array, tuple[Terms, Any]]:
         terms, model_state = loss(params, state.model_state, frozen, batch, key)
         means = {name: term.mean() for name, term in terms.items()}
-        weighted = [weight * means[name] for name, weight in stage.weights.items() if weight and name in means]
+        weighted = [
+            weight * means[name]
+            for name, weight in stage.weights.items()
+            if weight and name not in stage.rare - set(means)
+        ]
         return sum(weighted[1:], weighted[0]), (means, model_state)
 
     (value, (means, model_state)), grads = jax.value_and_grad(total, has_aux=True)(state.params)

@@ -68,7 +68,7 @@ class TextFactors(Condition):
         if any(request.shows_pictures for request in requests) or not all(map(all, asked.values())):
             raise ConfigError(
                 f"condition '{self.config.denoiser.condition}' with disentangler.method"
-                f" '{self.config.disentangler.method}' takes words and nothing else: give a prompt"
+                f" '{self.config.disentangler.method}' takes words and nothing else: give a prompt, and no pictures"
             )
         return {channel: read(texts)[channel] for channel, texts in asked.items()}
 

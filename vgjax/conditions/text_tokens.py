@@ -38,7 +38,7 @@ class TokenProjection(nn.Module):
         else:
             x = nn.Dense(self.token_width, name="token")(states_BLD)
         x = x + places[None]
-        x = jnp.where(keep_B[:, None, None], x, null[None, None])
+        x = jnp.where(kept.any(1)[:, None, None], x, null[None, None])
         # A caption of no token, and a dropped one, are seen as the first place alone.
         seen = kept.at[:, 0].set(kept[:, 0] | ~kept.any(axis=1))
         return Tokens(tokens_BND=x, mask_BN=seen.astype(jnp.float32))
@@ -85,7 +85,7 @@ class TextTokens(Condition):
         """One text a picture: that of the prompt, or those of the channels one after another."""
         texts = [request.prompt or f"{request.anatomy} {request.modality}".strip() for request in requests]
         if any(request.shows_pictures for request in requests) or not all(texts):
-            raise ConfigError("condition 'text_tokens' takes words and nothing else: give a prompt")
+            raise ConfigError("condition 'text_tokens' takes words and nothing else: give a prompt, and no pictures")
         return {"text": jnp.asarray(padded(encode.ids(texts), self._encoder.max_length))}
 
     def tokens(self, params: Any, frozen: Frozen, inputs: Inputs, keep: Keep) -> Tokens:

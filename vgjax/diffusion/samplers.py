@@ -65,7 +65,8 @@ def dpmpp_2m(
 
     For the objectives epsilon and v.
     """
-    times = np.linspace(0, process.time(start), steps + 1).round()[::-1][:-1].astype(np.int64)
+    # Fewer steps where there are fewer times to visit.
+    times = np.unique(np.linspace(0, process.time(start), steps + 1).round())[::-1][:-1].astype(np.int64)
     alphas_bar = process.alphas_bar[times]
     alpha, sigma = np.append(np.sqrt(alphas_bar), 1.0), np.append(np.sqrt(1 - alphas_bar), 0.0)
     with np.errstate(divide="ignore"):

@@ -27,7 +27,7 @@ from vgjax.stages import plan
 from vgjax.types import CHANNELS
 
 REAL_METRICS = ("control", "gain", "diversity", "prior")
-EDITS = ("accuracy", "effect", "kept", "redrawn", "amplification")
+EDITS = ("accuracy", "effect", "kept", "redrawn", "spill")
 METRICS = ("control", "leakage", "wording", "composition", "mask", "edit", "style", "prior", "marginal", "dci")
 
 
@@ -38,29 +38,29 @@ class Row(NamedTuple):
     seeds: int = 1
     keys: Mapping[str, Any] = {}  # in the place of the config's
     guidance: Sequence[float] = ()  # scales, the same for all channels, to choose one of; empty: the config's
-    reads_new_words: bool = False  # by the encoder in the folder that --text_encoder names
+    encoder: str = ""  # text_encoder.kind under which the BERT in the folder that --text_encoder names is read
 
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.5)
 CHOICE = {"evaluate.split": "validation", "evaluate.prompts": 256, "evaluate.metrics": ("control",)}
-MINILM = {"kind": "bert", "path": "sentence-transformers/all-MiniLM-L6-v2", "width": 384}  # a folder, or in the cache
+MINILM_WIDTH = 384  # of all-MiniLM-L6-v2, the BERT that rows with one were made with
 
-# Baselines take as many steps as `default`, ablations differ from `quick` by one thing each; all have as many
-# parameters, stage 1 apart, within 5 %. "One scale" is no row: the default's two are equal, so that its guidance drops
-# both channels at once as it is.
+# Baselines take as many steps as `default`, ablations differ from `quick` by one thing each, but that a regression has
+# its own recipe (one caption a picture, few steps); all have as many parameters, stage 1 apart, within 5 %. "One scale"
+# is no row: the default's two are equal, so that its guidance drops both channels at once as it is.
 ROWS: dict[str, Row] = {
     "quick": Row(""),
     "default": Row("long", seeds=3),
     "reference": Row("reference+long", 3, guidance=SCALES),
     "pixart_text": Row("pixart_text+long", 3, guidance=SCALES),
     "pixart_text, pretrained tokens": Row(
-        "pixart_text+long", keys={f"text_encoder.{key}": value for key, value in MINILM.items()}, guidance=SCALES
+        "pixart_text+long", keys={"text_encoder.width": MINILM_WIDTH}, guidance=SCALES, encoder="bert"
     ),
     "medart": Row("medart+long", guidance=SCALES),
     "class": Row("class_label+long", keys={"denoiser.width": 164, "denoiser.depth": 6}, guidance=SCALES),
     "no_alignment": Row("no_alignment+long", guidance=SCALES),
     "one_channel": Row("one_channel", guidance=SCALES),
-    "pretrained words": Row("", reads_new_words=True),
+    "pretrained words": Row("", encoder="vocabulary"),
     "mean instead of sample": Row("regression"),
     "text factors instead of picture factors": Row("regression", keys={"denoiser.learn_from": "text"}),
     "no spatial path": Row("", keys={"denoiser.spatial_path": False}),
@@ -83,11 +83,14 @@ def open_row(
     config: str, row: Row, seed: int, options: argparse.Namespace, scale: float | None = None, **keys: Any
 ) -> Run:
     """The run of one row under one seed, with a guidance scale and further keys in the place of the config's."""
-    module = __import__(f"configs.{config}", fromlist=["get_config"])
     real = config != "phantom"
-    c = module.get_config(row.variants + "+pixels" * (real and not options.autoencoder))
-    if row.reads_new_words:
-        c.text_encoder.path = options.text_encoder
+    try:
+        module = __import__(f"configs.{config}", fromlist=["get_config"])
+        c = module.get_config(row.variants + "+pixels" * (real and not options.autoencoder))
+    except (ImportError, ValueError) as error:
+        raise ConfigError(f"--config names {config!r}, of which there is no table: {error}") from None
+    if row.encoder:
+        c.text_encoder.update(kind=row.encoder, path=options.text_encoder)
     c.update_from_flattened_dict({**row.keys, "seed": seed, "data.root": options.root})
     c.evaluate.update(metrics=REAL_METRICS if real else METRICS, prompts=options.prompts)
     if real:
@@ -106,7 +109,7 @@ def guidance_scores(config: str, row: Row, options: argparse.Namespace) -> dict[
     for scale in row.guidance:
         run = open_row(config, row, 0, options, scale, **CHOICE)
         runs.train(run)
-        found[str(scale)] = results(run)[0].get("control/accuracy_mean", 0.0)
+        found[str(scale)] = results(run)[0]["control/accuracy_mean"]
         logging.info("guidance %s: mean accuracy %.3f on validation captions", scale, found[str(scale)])
     return found
 
@@ -182,7 +185,11 @@ def summary(name: str, found: Sequence[Mapping[str, Any]], prompts: int) -> dict
     for column, prefix in prefixes.items():
         factors = [key.removeprefix(prefix) for key in found[0]["estimates"] if key.startswith(prefix)]
         row[column] = {f: float(np.mean([one["estimates"][prefix + f]["value"] for one in found])) for f in factors}
-    intervals["gain"] = {f: found[0]["estimates"][prefix + f]["interval"] for f in row["gain"]}
+    gains = {f: [one["estimates"][f"control_gain/{f}"] for one in found] for f in row["gain"]}
+    intervals["gain"] = {
+        f: _interval([one["value"] for one in per_seed]) if len(found) > 1 else per_seed[0]["interval"]
+        for f, per_seed in gains.items()
+    }
     row["accuracy_min"] = min(row["accuracy"].values(), default=None)
     shared = {key: found[0][key] for key in ("captions", "parameters", "steps", "commit", "hardware")}
     return {**row, **shared, "digest": [one["digest"] for one in found], "ci95": intervals}
@@ -206,7 +213,7 @@ def write_table(config: str, names: Sequence[str], options: argparse.Namespace) 
     for name in names:
         row = rows_of(config)[name]
         seeds = options.seeds or row.seeds
-        if row.reads_new_words and not options.text_encoder:
+        if row.encoder and not options.text_encoder:
             logging.info("row %s is left out: name the folder of a BERT (--text_encoder=FOLDER)", name)
             continue
         if known.get(name, {}).get("seeds") == seeds and is_fresh(config, known[name], options):
@@ -261,14 +268,18 @@ def markdown(rows: Sequence[Mapping[str, Any]], stale: Collection[str], columns:
 def stale_rows(config: str, rows: Sequence[Mapping[str, Any]], options: argparse.Namespace) -> list[str]:
     """Names of rows whose artefacts are no longer those of the config."""
     own = lambda row: argparse.Namespace(**{**vars(options), "prompts": row["prompts"]})
-    told = [row for row in rows if not ROWS[row["name"]].reads_new_words or options.text_encoder]
+    told = [row for row in rows if not rows_of(config)[row["name"]].encoder or options.text_encoder]
     return [row["name"] for row in told if not is_fresh(config, row, own(row))]
 
 
 def write_readme(path: pathlib.Path, config: str, table: str) -> None:
     """Puts the table between the README's marks of the config."""
     start, end = f"<!-- control:{config} -->\n", f"\n<!-- /control:{config} -->"
-    before, _, rest = path.read_text(encoding="utf-8").partition(start)
+    before, mark, rest = path.read_text(encoding="utf-8").partition(start)
+    if not mark:
+        raise ConfigError(
+            f"{path} has no line '{start.strip()}': put it and '{end.strip()}' where the table is to stand"
+        )
     write_text(path, before + start + table + end + rest.partition(end)[2])
 
 
@@ -280,7 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--prompts", type=int, default=2000, help="test captions, where there are as many")
     parser.add_argument("--seeds", type=int, default=0, help="seeds a row; 0: as the row says")
     parser.add_argument("--root", default="", help="folder of the dataset")
-    parser.add_argument("--text_encoder", default="", help="folder of a BERT, for the row 'pretrained words'")
+    parser.add_argument("--text_encoder", default="", help="folder of a BERT, for the rows that read one")
     parser.add_argument("--autoencoder", default="", help="real pictures: folder of the autoencoder; none: 64 pixels")
     parser.add_argument("--workdir", default="runs/control")
     parser.add_argument("--store", default="runs/store")

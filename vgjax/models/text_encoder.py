@@ -163,11 +163,13 @@ class SynonymEncoder:
     def _most_alike(self, word: str, next_one: str) -> str:
         """The candidate, or "" where none is like the word."""
         candidates = self._before.get(next_one, [])
+        if not candidates:
+            return ""
         found = self._pretrained([word, *candidates])
         unit = found / np.maximum(np.linalg.norm(found, axis=1, keepdims=True), 1e-12)
         likeness = dict(zip(candidates, unit[1:] @ unit[0], strict=True))
-        best = max(candidates, key=lambda one: likeness[one], default="")
-        return best if best and likeness[best] >= ALIKE else ""
+        best = max(candidates, key=lambda one: likeness[one])
+        return best if likeness[best] >= ALIKE else ""
 
     def _read(self, text: str) -> tuple[list[str], dict[str, str]]:
         """The words of a text as they are heard, and for each unknown one what it is heard as."""

@@ -25,6 +25,7 @@ class Stage(abc.ABC):
       worded: fields that hold something of each of a picture's captions, where a row is of one caption.
       training: steps, batch size, optimiser.
       weights: factor of each term of the loss; terms without one are logged only.
+      rare: terms that are not there in every step.
       frozen: variables of earlier stages that loss and validate read.
     """
 
@@ -33,6 +34,7 @@ class Stage(abc.ABC):
     worded: tuple[str, ...] = ()
     training: Training
     weights: dict[str, float]
+    rare: frozenset[str] = frozenset()
     frozen: Any = None
 
     def __init__(self, context: Context):

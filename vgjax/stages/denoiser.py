@@ -26,6 +26,7 @@ class Denoising(Stage):
     """The stage on pictures or latents, and the columns of its condition."""
 
     name = "denoiser"
+    rare = frozenset({"colour"})
 
     def __init__(self, context: Context):
         super().__init__(context)

@@ -20,6 +20,7 @@ def measure(cases: Sequence[TestCase], drawn: Mapping[str, Seen], real: Seen, op
     if options.reader.from_mask and real.lesion is not None:
         yield "reader/dice", mean_estimate(dice(cases, real.lesion), options)
     accuracies: dict[str, list[float]] = {}
+    answers: list[np.ndarray] = []
     read = drawn[CAPTIONS].levels[: len(cases)]
     for factor, channel in options.reader.channels.items():
         right = hits(cases, read, factor)
@@ -32,13 +33,26 @@ def measure(cases: Sequence[TestCase], drawn: Mapping[str, Seen], real: Seen, op
         yield f"control/chance/{factor}", Estimate(chance, n)
         yield f"control_real/{factor}", Estimate(float(hits(cases, real.levels, factor).mean()), n)
         accuracies.setdefault(channel, []).append(accuracy)
+        named = np.array([factor in case.requested for case in cases])
+        answers.append(np.full(len(cases), np.nan))
+        answers[-1][named] = right
     for channel, values in accuracies.items():
         yield f"control/accuracy_mean_{channel}", Estimate(float(np.mean(values)), len(cases))
     if accuracies:
         mean = np.concatenate(list(accuracies.values())).mean()
-        yield "control/accuracy_mean", Estimate(float(mean), len(cases))
+        yield "control/accuracy_mean", Estimate(float(mean), len(cases), mean_interval(np.stack(answers), options))
         rows = (named_hits(case, levels, options.reader.channels) for case, levels in zip(cases, read, strict=True))
         yield "control/accuracy_joint", mean_estimate([all(row) for row in rows if row], options)
+
+
+def mean_interval(answers_FN: np.ndarray, options: Options) -> tuple[float, float]:
+    """Percentile bootstrap over captions of the mean over factors; an answer is 1, 0 or, where not asked for, NaN."""
+    asked_FN, count = ~np.isnan(answers_FN), answers_FN.shape[1]
+    rng = np.random.default_rng(options.seed)
+    times_RN = rng.multinomial(count, np.full(count, 1 / count), size=options.resamples)
+    means_RF = (times_RN @ np.nan_to_num(answers_FN).T) / np.maximum(times_RN @ asked_FN.T, 1)
+    low, high = np.percentile(means_RF.mean(1), (2.5, 97.5))
+    return float(low), float(high)
 
 
 def hits(cases: Sequence[TestCase], read: Sequence[Levels], factor: str) -> np.ndarray:

@@ -1,6 +1,6 @@
 """Edit: one channel of a real picture is changed in words; does it obey, and does the other channel stay as it was?
 
-Pictures keep their own factors and their own noise (`vgjax.sample.Sampler.invert`); a redraw, of which nothing is
+Pictures keep their own factors and their own noise (`vgjax.sample.Sampler.edit`); a redraw, of which nothing is
 asked, is what the kept channel is compared with. The words are of another case's levels.
 """
 
@@ -49,14 +49,13 @@ def right(found: Sequence[Levels], wanted: Sequence[Mapping[str, str | None]], f
 
 
 def measure(cases: Sequence[TestCase], drawn: Mapping[str, Seen], real: Seen, options: Options) -> Results:
-    """By channel: edit/accuracy and edit/effect where it was asked for; kept, redrawn, amplification where it was not.
+    """By channel: edit/accuracy and edit/effect where it was asked for; kept, redrawn and spill where it was not.
 
     accuracy: share of its factors that read as asked; effect: the same of those alone that read otherwise before.
     kept: share of the factors that read as in the source; redrawn: the same of an unedited redraw.
-    amplification: how many more of the factors read as the truth says than in the source; above 0 the edit made plainer
-    what nobody asked for (after the attribute amplification of Xia et al. 2024, arXiv 2403.09422, on levels as read).
+    spill: redrawn less kept, picture by picture: what the edit changes though nobody asked for it.
     """
-    before, truth = real.levels, [case.levels for case in cases]
+    before = real.levels
     others = [other_case(cases, i).levels for i in range(len(cases))]
     new = [{f: lv for f, lv in o.items() if was.get(f) != lv} for o, was in zip(others, before, strict=True)]
     said = any(case.requested for case in cases)
@@ -68,7 +67,7 @@ def measure(cases: Sequence[TestCase], drawn: Mapping[str, Seen], real: Seen, op
             f"effect/{asked}": right(after, new, changed) if said else np.empty(0),
             f"kept/{kept}": right(after, before, stays),
             f"redrawn/{kept}": right(drawn[REDRAWN].levels, before, stays),
-            f"amplification/{kept}": right(after, truth, stays) - right(before, truth, stays),
+            f"spill/{kept}": right(drawn[REDRAWN].levels, before, stays) - right(after, before, stays),
         }
         yield from ((f"edit/{name}", mean_estimate(values, options)) for name, values in told.items() if values.size)
 

@@ -8,7 +8,7 @@ import numpy as np
 from vgjax.data.entries import Levels
 from vgjax.evaluation.metrics.base import Metric, Options, Results, Seen, TestCase
 from vgjax.evaluation.metrics.numbers import mean_estimate
-from vgjax.types import CHANNELS, Request
+from vgjax.types import Request
 
 DRAWS = "texts_repeated"
 TEXTS, TIMES = 32, 16  # captions, and pictures of each under seeds of their own
@@ -54,4 +54,4 @@ def measure(cases: Sequence[TestCase], drawn: Mapping[str, Seen], real: Seen, op
         yield "marginal/majority", mean_estimate(majority, options)
 
 
-METRIC = Metric(measure, {DRAWS: requests}, needs=CHANNELS)
+METRIC = Metric(measure, {DRAWS: requests}, needs=("words",))

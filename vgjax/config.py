@@ -272,7 +272,7 @@ class Sample(Group):
         {"anatomy": 2.5, "modality": 2.5}, "by channel, guidance scale of the disentangler's flow; 1: no guidance"
     )
     text_steps: PositiveInt = key(25, "solver steps of the disentangler's flow")
-    batch_size: PositiveInt = key(64, "pictures drawn together; decides speed and memory alone")
+    batch_size: PositiveInt = key(32, "pictures drawn together; decides speed and memory alone")
     count: PositiveInt = key(4, "pictures a prompt in --mode=sample")
 
 

@@ -52,7 +52,7 @@ def reference(c: ConfigDict) -> ConfigDict:
     c.prior.train.update(optimizer="adamw", learning_rate=2e-3, adam_b1=0.5, schedule="plateau", warmup_steps=0)
     c.prior.train.keep = "best"
     c.disentangler.update(method="regression", hidden=512, alignment="cosine", weight_reconstruction=0.5)
-    c.disentangler.train.update(steps=1000, checkpoint_every_steps=100, ema_decay=0.0, keep="best")
+    c.disentangler.train.update(steps=1000, checkpoint_every_steps=100, learning_rate=1e-3, ema_decay=0.0, keep="best")
     c.denoiser.update(condition="published", learn_from="text", hffm_hidden=256, refine=0)
     c.denoiser.update(dropout_all=0.0, anatomy_noise=0.0, modality_noise=0.0)
     c.denoiser.dropout.update(anatomy=0.0, modality=0.0)
@@ -89,8 +89,8 @@ def regression(c: ConfigDict) -> ConfigDict:
 
 def no_alignment(c: ConfigDict) -> ConfigDict:
     """The published ablation: text heads trained by the diffusion loss alone, without stages 1 and 2."""
-    c.denoiser.update(condition="text_heads", width=152, heads=4)
-    c.disentangler.method = "regression"
+    c.denoiser.update(condition="text_heads", width=184, heads=4)
+    c.disentangler.update(method="regression", hidden=512)
     return c
 
 
@@ -104,7 +104,7 @@ def one_channel(c: ConfigDict) -> ConfigDict:
 
 def pixart_text(c: ConfigDict) -> ConfigDict:
     """A baseline: the words of the caption as tokens in cross-attention, and no factors."""
-    c.denoiser.update(condition="text_tokens", width=164, depth=6, heads=4)
+    c.denoiser.update(condition="text_tokens", width=192, depth=6, heads=4)
     c.denoiser.dropout = ConfigDict({"text": 0.0})
     c.sample.guidance = ConfigDict({"text": 2.0})
     c.text_encoder.max_length = 48
@@ -128,7 +128,6 @@ def cpu(c: ConfigDict) -> ConfigDict:
     c.prior.update(image_size=64, widths=(16, 32, 64), flip=True)
     c.prior.train.update(steps=900, batch_size=8, optimizer="muon", learning_rate=4e-3, checkpoint_every_steps=300)
     c.disentangler.word_dropout = 0.1
-    c.disentangler.train.steps = 3000
     c.denoiser.update(patch=1, refine=64)
     c.denoiser.train.update(steps=1500, batch_size=16, checkpoint_every_steps=750)
     c.evaluate.update(metrics=("control", "gain", "prior"), prompts=160)

@@ -139,7 +139,7 @@ class Disentangler(Group):
     method: Literal["flow", "regression"] = key(
         "flow", "flow: a distribution over each channel's whitened factors; regression: their mean, as published"
     )
-    flow_width: dict[str, PositiveInt] = key({"anatomy": 256, "modality": 160}, "flow: by channel, width of the blocks")
+    flow_width: dict[str, PositiveInt] = key({"anatomy": 384, "modality": 160}, "flow: by channel, width of the blocks")
     flow_depth: PositiveInt = key(3, "flow: residual blocks")
     text_dropout: Fraction = key(0.1, "flow: rate at which a trained null takes the place of the text in training")
     mask_dropout: Fraction = key(0.7, "flow: the same for the lesion mask that the anatomy may be given")
@@ -160,7 +160,13 @@ class Disentangler(Group):
     shuffle_modality_targets: bool = key(False, "control experiment: modality permuted between the training pictures")
     weights: str = key("", "a trained text disentangler's file, taken as it is instead of training")
     train: Training = Training(
-        steps=4000, batch_size=128, warmup_steps=100, ema_decay=0.998, checkpoint_every_steps=1000, log_every_steps=100
+        steps=3000,
+        batch_size=128,
+        learning_rate=2e-3,
+        warmup_steps=100,
+        ema_decay=0.998,
+        checkpoint_every_steps=1000,
+        log_every_steps=100,
     )
 
 

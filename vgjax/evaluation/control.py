@@ -43,6 +43,7 @@ class Row(NamedTuple):
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.5)
 CHOICE = {"evaluate.split": "validation", "evaluate.prompts": 256, "evaluate.metrics": ("control",)}
+WIDE_HEADS = {"disentangler.hidden": 640}
 MINILM_WIDTH = 384  # of all-MiniLM-L6-v2, the BERT that rows with one were made with
 
 # Baselines take as many steps as `default`, ablations differ from `quick` by one thing each, but that a regression has
@@ -51,18 +52,18 @@ MINILM_WIDTH = 384  # of all-MiniLM-L6-v2, the BERT that rows with one were made
 ROWS: dict[str, Row] = {
     "quick": Row(""),
     "default": Row("long", seeds=3),
-    "reference": Row("reference+long", 3, guidance=SCALES),
+    "reference": Row("reference+long", 3, {"denoiser.width": 176}, SCALES),
     "pixart_text": Row("pixart_text+long", 3, guidance=SCALES),
     "pixart_text, pretrained tokens": Row(
         "pixart_text+long", keys={"text_encoder.width": MINILM_WIDTH}, guidance=SCALES, encoder="bert"
     ),
     "medart": Row("medart+long", guidance=SCALES),
-    "class": Row("class_label+long", keys={"denoiser.width": 164, "denoiser.depth": 6}, guidance=SCALES),
+    "class": Row("class_label+long", keys={"denoiser.width": 192, "denoiser.depth": 6}, guidance=SCALES),
     "no_alignment": Row("no_alignment+long", guidance=SCALES),
     "one_channel": Row("one_channel", guidance=SCALES),
     "pretrained words": Row("", encoder="vocabulary"),
-    "mean instead of sample": Row("regression"),
-    "text factors instead of picture factors": Row("regression", keys={"denoiser.learn_from": "text"}),
+    "mean instead of sample": Row("regression", keys=WIDE_HEADS),
+    "text factors instead of picture factors": Row("regression", keys={"denoiser.learn_from": "text", **WIDE_HEADS}),
     "no spatial path": Row("", keys={"denoiser.spatial_path": False}),
     "no style path": Row("", keys={"denoiser.style_path": False}),
     "one null": Row("", keys={"denoiser.dropout.anatomy": 0.0, "denoiser.dropout.modality": 0.0}),

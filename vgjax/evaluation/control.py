@@ -179,25 +179,23 @@ def summary(name: str, found: Sequence[Mapping[str, Any]], prompts: int) -> dict
     for column, estimate in columns.items():
         per_seed = [one["estimates"][estimate] for one in found if estimate in one["estimates"]]
         if per_seed:
-            values = [one["value"] for one in per_seed]
-            row[column] = float(np.mean(values))
-            intervals[column] = _interval(values) if len(values) > 1 else per_seed[0]["interval"]
+            row[column] = float(np.mean([one["value"] for one in per_seed]))
+            intervals[column] = _interval(per_seed)
     prefixes = {"accuracy": "control/accuracy/", "accuracy_real": "control_real/", "gain": "control_gain/"}
     for column, prefix in prefixes.items():
         factors = [key.removeprefix(prefix) for key in found[0]["estimates"] if key.startswith(prefix)]
         row[column] = {f: float(np.mean([one["estimates"][prefix + f]["value"] for one in found])) for f in factors}
-    gains = {f: [one["estimates"][f"control_gain/{f}"] for one in found] for f in row["gain"]}
-    intervals["gain"] = {
-        f: _interval([one["value"] for one in per_seed]) if len(found) > 1 else per_seed[0]["interval"]
-        for f, per_seed in gains.items()
-    }
+    intervals["gain"] = {f: _interval([one["estimates"][f"control_gain/{f}"] for one in found]) for f in row["gain"]}
     row["accuracy_min"] = min(row["accuracy"].values(), default=None)
     shared = {key: found[0][key] for key in ("captions", "parameters", "steps", "commit", "hardware")}
     return {**row, **shared, "digest": [one["digest"] for one in found], "ci95": intervals}
 
 
-def _interval(values: Sequence[float]) -> list[float]:
-    """Of the mean over seeds, by Student's t."""
+def _interval(per_seed: Sequence[Mapping[str, Any]]) -> Any:
+    """Of the mean of an estimate over seeds, by Student's t; a single seed's own, over captions."""
+    values = [one["value"] for one in per_seed]
+    if len(values) == 1:
+        return per_seed[0]["interval"]
     half = scipy.stats.sem(values) * scipy.stats.t.ppf(0.975, len(values) - 1)
     return [float(np.mean(values) - half), float(np.mean(values) + half)]
 

@@ -120,3 +120,8 @@ class Metric(NamedTuple):
 def caption_requests(cases: Sequence[TestCase], options: Options) -> list[Request]:
     """Every caption in order, `draws` times over."""
     return [case.request() for case in cases] * options.draws
+
+
+def other_case(cases: Sequence[TestCase], place: int) -> TestCase:
+    """The case half of all further on, whose levels stand in for those of the one at a place."""
+    return cases[(place + len(cases) // 2) % len(cases)]

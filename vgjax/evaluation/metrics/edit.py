@@ -14,17 +14,12 @@ from vgjax import seeds
 from vgjax.data.entries import Levels
 from vgjax.data.read.decode import to_png
 from vgjax.evaluation.metrics import swap
-from vgjax.evaluation.metrics.base import Metric, Options, Results, Seen, TestCase
+from vgjax.evaluation.metrics.base import Metric, Options, Results, Seen, TestCase, other_case
 from vgjax.evaluation.metrics.numbers import mean_estimate
 from vgjax.types import CHANNELS, Request
 
 REDRAWN = "redrawn"
 EDITED = {channel: f"edited_{channel}" for channel in CHANNELS}
-
-
-def other_case(cases: Sequence[TestCase], place: int) -> TestCase:
-    """The case whose levels are asked for."""
-    return cases[(place + len(cases) // 2) % len(cases)]
 
 
 def redrawn(cases: Sequence[TestCase], options: Options) -> list[Request]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from vgjax import seeds
-from vgjax.evaluation.metrics.base import Estimate, Metric, Options, Seen, TestCase
+from vgjax.evaluation.metrics.base import Estimate, Metric, Options, Seen, TestCase, other_case
 from vgjax.evaluation.metrics.control import named_hits
 from vgjax.evaluation.metrics.numbers import mean_estimate
 from vgjax.types import CHANNELS, Request
@@ -52,7 +52,7 @@ def other(channel: str, cases: Sequence[TestCase], options: Options) -> list[Req
     """One channel's facts those of another case, the other channel's as they were."""
     found = []
     for i, case in enumerate(cases):
-        levels = cases[(i + len(cases) // 2) % len(cases)].levels
+        levels = other_case(cases, i).levels
         taken = {f: level for f, level in levels.items() if options.reader.described[f] == channel and f in case.levels}
         mixed = {**case.levels, **taken}
         found.append(_request(_described(mixed, case, i, options, 0), i, options))

@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
+from configs import phantom
 from vgjax import parallel, train
+from vgjax import run as runs
 from vgjax.config import ConfigError, Mesh, Training
 from vgjax.models.dit import DiT
+from vgjax.stages import plan
 from vgjax.types import Tokens
 
 REPO = Path(__file__).parents[1]
@@ -32,6 +35,26 @@ def test_mesh_takes_all_devices(shape, wanted):
 def test_a_mesh_that_does_not_fit_is_refused(shape):
     with pytest.raises(ConfigError, match=r"there are 8.*mesh\.data=-1"):
         parallel.make_mesh(Mesh(**dict(zip(parallel.AXES, shape, strict=True))))
+
+
+def test_a_small_stage_is_trained_on_one_device_unless_others_must_take_part(monkeypatch):
+    mesh = parallel.make_mesh(Mesh(data=2, fsdp=2, tensor=2))
+    alone = parallel.mesh_of(mesh, True)
+    assert parallel.mesh_of(mesh, False) is mesh
+    assert alone.axis_names == mesh.axis_names and alone.devices.ravel().tolist() == jax.devices()[:1]
+    assert parallel.to_global({"x": np.zeros(3)}, alone)["x"].devices() == {jax.devices()[0]}
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    assert parallel.mesh_of(mesh, True) is mesh
+
+
+@pytest.mark.parametrize(("name", "places"), [("disentangler", 1), ("denoiser", 8)])
+def test_stages_spread_over_devices_but_for_small_ones(tmp_path, monkeypatch, name, places):
+    run = runs.open_run(phantom.get_config("smoke"), str(tmp_path / "run"), str(tmp_path / "store"))
+    stage = next(spec for spec in plan(run.config) if spec.name == name).make(run.context)
+    steps = []
+    monkeypatch.setattr(parallel, "few_in_flight", lambda step, mesh: steps.append(mesh.size) or step)
+    train.train(run.context, stage, tmp_path / "stage")
+    assert steps[-1] == places  # those before are of the stages that it needs
 
 
 def test_batches_must_divide():

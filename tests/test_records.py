@@ -147,6 +147,9 @@ def test_training_batches_shuffle_repeat_and_resume(tmp_path):
     again = stream.training_batches(source, example, 5, seed=3)
     again.set_state(state)
     np.testing.assert_array_equal(next(again)["n"], wanted)
+    kept = stream.training_batches(records.InMemory(source), example, 5, seed=3, in_memory=True)
+    np.testing.assert_array_equal(np.concatenate([next(kept)["n"][:, 0] for _ in range(4)]), epochs)
+    assert kept.get_state() == state
     other = stream.training_batches(source, example, 5, seed=4)
     assert list(np.concatenate([next(other)["n"][:, 0] for _ in range(2)])) != list(epochs[:10])
 

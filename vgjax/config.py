@@ -160,12 +160,12 @@ class Disentangler(Group):
     shuffle_modality_targets: bool = key(False, "control experiment: modality permuted between the training pictures")
     weights: str = key("", "a trained text disentangler's file, taken as it is instead of training")
     train: Training = Training(
-        steps=3000,
+        steps=6000,
         batch_size=128,
         learning_rate=2e-3,
         warmup_steps=100,
         ema_decay=0.998,
-        checkpoint_every_steps=1000,
+        checkpoint_every_steps=2000,
         log_every_steps=100,
     )
 

@@ -48,6 +48,13 @@ def make_mesh(config: MeshConfig) -> jax.sharding.Mesh:
     return jax.make_mesh((data, config.fsdp, config.tensor), AXES, axis_types=(AxisType.Auto,) * 3)
 
 
+def mesh_of(mesh: jax.sharding.Mesh, small: bool) -> jax.sharding.Mesh:
+    """For a small network the mesh's first device alone, unless several processes must take part; else the mesh."""
+    if not small or jax.process_count() > 1:
+        return mesh
+    return jax.sharding.Mesh(mesh.devices[:1, :1, :1], AXES, axis_types=mesh.axis_types)
+
+
 def check_batch(mesh: jax.sharding.Mesh, key: str, batch_size: int) -> None:
     """Raises ConfigError unless `batch_size` divides over the mesh."""
     shards = mesh.shape["data"] * mesh.shape["fsdp"]

@@ -65,7 +65,7 @@ def train(context: Context, stage: Stage, folder: pathlib.Path) -> dict[str, Any
         return json.loads((folder / DONE).read_text())
     if pretrained := stage.pretrained():
         return _export(folder, *pretrained, step=0, wall_s=0.0)
-    c, mesh, started = stage.training, context.mesh, time.monotonic()
+    c, mesh, started = stage.training, parallel.mesh_of(context.mesh, stage.small), time.monotonic()
     seed_for = lambda use: seeds.derive(context.config.seed, stage.name, use)
 
     # ---- state: born on its shardings, never materialised whole
@@ -76,7 +76,7 @@ def train(context: Context, stage: Stage, folder: pathlib.Path) -> dict[str, Any
     frozen = jax.device_put(stage.frozen, parallel.shardings(stage.frozen, mesh))
 
     # ---- data and step
-    data = training_batches(stage.source("train"), stage.example, c.batch_size, seed_for("order"))
+    data = training_batches(stage.source("train"), stage.example, c.batch_size, seed_for("order"), stage.small)
     one_step = functools.partial(train_step, stage, tx, seeds.key_of(seed_for("train")))
     jitted = jax.jit(one_step, static_argnums=0, donate_argnums=1, out_shardings=(places, None))
     step_fn = parallel.few_in_flight(jitted, mesh)

@@ -12,13 +12,20 @@ Example = dict[str, np.ndarray]
 GRAIN_SEEDS = 1 << 32
 
 
-def training_batches(source: Rows, to_example: Callable[[dict[str, Any]], Example], batch_size: int, seed: int):
+def training_batches(
+    source: Rows, to_example: Callable[[dict[str, Any]], Example], batch_size: int, seed: int, in_memory: bool = False
+):
     """An endless iterator over this process's rows of global batches, which are of `batch_size` over all processes.
 
     The order, from a seed of 64 bits, does not depend on the number of processes; nor does the state, one integer.
+    Threads read ahead, unless the rows are `in_memory`: handing these over would cost more than reading them.
     """
     rows = grain.MapDataset.source(source).seed(seed % GRAIN_SEEDS).shuffle().repeat(None).map(to_example)
-    return iter(grain.experimental.ElasticIterator(rows, batch_size, grain.sharding.ShardByJaxProcess()))
+    threads = {"num_threads": 0, "prefetch_buffer_size": 0} if in_memory else {}
+    options = grain.ReadOptions(**threads)
+    return iter(
+        grain.experimental.ElasticIterator(rows, batch_size, grain.sharding.ShardByJaxProcess(), read_options=options)
+    )
 
 
 def ordered_batches(

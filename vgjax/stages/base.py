@@ -27,6 +27,7 @@ class Stage(abc.ABC):
       weights: factor of each term of the loss; terms without one are logged only.
       rare: terms that are not there in every step.
       frozen: variables of earlier stages that loss and validate read.
+      small: its network is so small that one device trains it sooner than several, and its rows lie in memory.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Stage(abc.ABC):
     weights: dict[str, float]
     rare: frozenset[str] = frozenset()
     frozen: Any = None
+    small: bool = False
 
     def __init__(self, context: Context):
         self._context, self._config = context, context.config

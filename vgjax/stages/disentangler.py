@@ -10,14 +10,14 @@ import numpy as np
 from vgjax import build, losses, weights
 from vgjax.config import Config
 from vgjax.context import Context
-from vgjax.data.records import PermutedFields, Rows
+from vgjax.data.records import InMemory, PermutedFields, Rows
 from vgjax.stages.base import Batch, Stage, Terms
 
 
 class Alignment(Stage):
     """The stage on text embeddings and factors."""
 
-    name, columns = "disentangler", ("text", "factors")
+    name, columns, small = "disentangler", ("text", "factors"), True
 
     def __init__(self, context: Context):
         super().__init__(context)
@@ -41,7 +41,7 @@ class Alignment(Stage):
         return losses.text_terms(outputs, targets, batch["embedding"], self._config.disentangler.alignment)
 
     def source(self, split: str) -> Rows:
-        return paired(self._context, self.columns, split)
+        return InMemory(paired(self._context, self.columns, split))
 
     def example(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
         return {name: row[name].astype(np.float32) for name in ("embedding", "anatomy", "modality")}

@@ -76,7 +76,7 @@ def flow_params(config):
     return {"params": params}
 
 
-def tiny_bert(width):
+def tiny_bert(width, max_length=8):
     """An untrained encoder that knows a few words of a phantom."""
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "a", "small", "large", "round", "lesion", "two", "satellites"]
     tokenizer = Tokenizer(WordLevel({word: i for i, word in enumerate(words)}, unk_token="[UNK]"))
@@ -85,7 +85,7 @@ def tiny_bert(width):
     tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=ends)
     module = bert.Bert(bert.BertConfig("bert", len(words), width, 1, 2, 32, 16, 2, "gelu", 1e-12))
     variables = module.init(jax.random.key(3), jnp.zeros((1, 4), jnp.int32), jnp.ones((1, 4), bool))
-    return PooledBert(module, {"params": shaken(variables["params"])}, tokenizer, 8)
+    return PooledBert(module, {"params": shaken(variables["params"])}, tokenizer, max_length)
 
 
 class Fixture:
@@ -282,6 +282,29 @@ def test_a_picture_of_one_channel_leaves_the_other_to_the_text_and_goes_before_i
     chex.assert_trees_all_close(mixed, {"anatomy": both["anatomy"], "modality": told["modality"]}, atol=1e-5)
     mixed = one.read([Request(prompt=TEXTS[0], modality_image=image)])
     chex.assert_trees_all_close(mixed, {"anatomy": told["anatomy"], "modality": both["modality"]}, atol=1e-5)
+
+
+def test_pictures_are_read_a_few_at_a_time_and_flows_rest_where_all_is_shown(made, monkeypatch):
+    one = made["factors"]
+    shown = [Request(anatomy_image=row["image"], modality_image=row["image"]) for row in one.rows[:5]]
+    together = one.read(shown)
+    monkeypatch.setattr(conditions.factors, "SEEN_TOGETHER", 2)
+    monkeypatch.setattr(one.condition, "_drawn", None)
+    chex.assert_trees_all_close(one.read(shown), together, atol=1e-5)
+
+
+def test_tokens_are_no_more_than_a_pretrained_encoder_has_places_for():
+    """Beyond them its states are no numbers."""
+    c = phantom.get_config("pixart_text+smoke")
+    c.text_encoder.update(kind="bert", path="given", max_length=64)
+    condition = conditions.of(from_config_dict(c))
+    condition._pretrained = encoder = tiny_bert(c.text_encoder.width, 64)
+    assert encoder.limit == 16
+    frozen = condition.frozen()
+    params, _ = condition.init(jax.random.key(0), frozen)
+    inputs = condition.from_requests(frozen, [Request(prompt="a small lesion " * 9)], [0], encoder)
+    tokens = condition.tokens(params, frozen, inputs, {"text": jnp.ones(1, bool)})
+    assert tokens.tokens_BND.shape[1] == 16 and np.isfinite(tokens.tokens_BND).all()
 
 
 def test_an_edited_picture_gives_what_nothing_else_is_asked_of(made):

@@ -78,6 +78,7 @@ def test_the_first_half_is_learnt_and_the_second_scored():
 def test_concentration_is_one_of_a_permutation_and_zero_of_the_even():
     assert dci.concentration(np.eye(4)[[2, 0, 1]]) == pytest.approx(1.0)
     assert dci.concentration(np.ones((3, 4))) == pytest.approx(0.0)
+    assert dci.concentration(np.zeros((3, 4))) == 0.0
     # A component that matters little counts little.
     assert dci.concentration(np.array([[9.0, 0.0], [0.5, 0.5]])) == pytest.approx(0.9)
 

@@ -19,7 +19,7 @@ from vgjax.data.prepare import pictures
 from vgjax.evaluation import evaluate as evaluation
 from vgjax.evaluation import summary
 from vgjax.store import Store
-from vgjax.text import load_text_encoder
+from vgjax.text import check_pretrained
 
 CONFIG_FILE = "config.json"
 
@@ -77,9 +77,8 @@ def check_weights(run: Run) -> None:
     for stage in stages.plan(run.config):
         if not run.find(stage.name):
             stage.check(run.config)
-    read = [name for name in ("text", "wordings", "tokens") if name in run.producers]  # columns of captions
-    if run.config.text_encoder.kind == "bert" and not all(run.find(name) for name in read):
-        load_text_encoder(run.config.text_encoder)
+    if not run.find("evaluation"):
+        check_pretrained(run.config.text_encoder)
 
 
 def prepare(run: Run) -> None:

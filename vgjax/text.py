@@ -36,6 +36,14 @@ def load_text_encoder(config: TextEncoderConfig, vocabulary: pathlib.Path | None
     return SynonymEncoder(known, _pooled_bert(config)) if config.path else known
 
 
+def check_pretrained(config: TextEncoderConfig) -> None:
+    """Reads the model that the config names, if any; ConfigError where it cannot be used."""
+    if config.kind == "bert":
+        load_text_encoder(config)
+    elif config.path:
+        _pooled_bert(config)
+
+
 def write_vocabulary(path: pathlib.Path, texts: Iterable[str], width: int) -> int:
     """Fits a vocabulary to training captions, writes it as JSON and returns how many entries it has."""
     fitted = VocabularyEncoder.fit(texts, width)

@@ -6,7 +6,7 @@ disentangler's flows, and what is asked for by a picture is read from it.
 
 import functools
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -22,6 +22,7 @@ from vgjax.models.text_encoder import TextEncoder
 from vgjax.types import CHANNELS, Factors, Inputs, Keep, Request, Tokens
 
 DRAWN_TOGETHER = 256  # requests a call of the compiled flow
+SEEN_TOGETHER = 32  # pictures a call of the compiled prior
 WORDED = tuple(f"{name}_text" for name in CHANNELS)  # fields of the column "wordings"
 
 
@@ -91,6 +92,7 @@ class FactorsCondition(TextFactors):
     def __init__(self, config: Config):
         super().__init__(config)
         self._draw = {name: jax.jit(functools.partial(self._sample_flow, name)) for name in CHANNELS}
+        self._see = jax.jit(self._parts_of_pictures)
         self._module = fusion(config)
 
     @property
@@ -163,11 +165,15 @@ class FactorsCondition(TextFactors):
         if self.config.disentangler.method == "regression":
             return super().from_requests(frozen, requests, request_seeds, encode)
         halves_B2 = seeds.halves(list(request_seeds))
-        inputs = {name: self._drawn(name, frozen, requests, halves_B2, encode) for name in CHANNELS}
+        inputs = {}
         for channel in CHANNELS:
             shown = {i: png for i, r in enumerate(requests) if (png := r.picture(channel))}
-            if shown:
-                inputs[channel][list(shown)] = self._measured(frozen, list(shown.values()))[channel]
+            seen = self._measured(frozen, list(shown.values()))[channel] if shown else None
+            if seen is not None and len(shown) == len(requests):
+                inputs[channel] = seen
+                continue
+            inputs[channel] = self._drawn(channel, frozen, requests, halves_B2, encode)
+            inputs[channel][list(shown)] = seen
         return {name: jnp.asarray(x) for name, x in inputs.items()}
 
     def _drawn(
@@ -181,14 +187,10 @@ class FactorsCondition(TextFactors):
             cells = build.mask_cells(self.config)
             given["mask"] = np.stack([_coverage(request.mask, cells) for request in requests])
             keep["mask"] = np.array([bool(request.mask) for request in requests])
-        columns = {"given": given, "keep": keep, "halves": halves_B2}
         weight = jnp.float32(self.config.sample.text_guidance[channel])
         variables = {"params": frozen["disentangler"]["params"][channel]}
-        parts, draw = [], self._draw[channel]
-        for start in range(0, len(requests), DRAWN_TOGETHER):
-            rows = np.minimum(np.arange(start, start + DRAWN_TOGETHER), len(requests) - 1)  # one shape for all calls
-            parts.append(draw(variables, jax.tree.map(lambda a, r=rows: a[r], columns), weight))
-        return np.array(jnp.concatenate(parts)[: len(requests)])
+        draw = lambda columns: self._draw[channel](variables, columns, weight)
+        return in_parts(draw, {"given": given, "keep": keep, "halves": halves_B2}, len(requests), DRAWN_TOGETHER)
 
     def _sample_flow(self, channel: str, variables: Any, columns: Any, weight: jax.Array) -> jax.Array:
         module, place = build.factor_flows(self.config)[channel], CHANNELS.index(channel)
@@ -200,15 +202,26 @@ class FactorsCondition(TextFactors):
 
     def _measured(self, frozen: Frozen, pictures: Sequence[bytes]) -> dict[str, np.ndarray]:
         """Components of pictures (PNG, of data.image_size)."""
+        images = np.stack([np.asarray(Image.open(io.BytesIO(png)).convert("RGB")) for png in pictures])
+        read = {name: frozen[name] for name in ("prior", "statistics", "basis")}
+        return in_parts(functools.partial(self._see, read), images, len(images), SEEN_TOGETHER)
+
+    def _parts_of_pictures(self, frozen: Frozen, image_BHWC: jax.Array) -> Inputs:
         c, prior = self.config, build.Model(build.prior(self.config), frozen["prior"])
-        images = jnp.stack([np.asarray(Image.open(io.BytesIO(png)).convert("RGB")) for png in pictures])
-        seen = pipeline.prior_input(images, build.prior_size(c), c.data.intensity)
-        return jax.device_get(
-            pipeline.to_components(pipeline.image_factors(prior, frozen["statistics"], seen), frozen["basis"])
-        )
+        seen = pipeline.prior_input(image_BHWC, build.prior_size(c), c.data.intensity)
+        return pipeline.to_components(pipeline.image_factors(prior, frozen["statistics"], seen), frozen["basis"])
 
     def tokens(self, params: Any, frozen: Frozen, inputs: Inputs, keep: Keep) -> Tokens:
         return build.Model(self._module, {"params": params})(inputs, keep, frozen["basis"])
+
+
+def in_parts(call: Callable[[Any], Any], columns: Any, count: int, together: int) -> Any:
+    """What `call` makes of `count` rows of a tree of arrays, given to it `together` at a time, always as many."""
+    parts = []
+    for start in range(0, count, together):
+        rows = np.minimum(np.arange(start, start + together), count - 1)
+        parts.append(jax.device_get(call(jax.tree.map(lambda a, r=rows: a[r], columns))))
+    return jax.tree.map(lambda *of_each: np.concatenate(of_each)[:count], *parts)
 
 
 def _coverage(mask: bytes, cells: int) -> np.ndarray:

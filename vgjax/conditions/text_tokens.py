@@ -60,6 +60,11 @@ class TextTokens(Condition):
         encoder = load_text_encoder(self._encoder) if self._encoder.kind == "bert" else None
         return encoder if isinstance(encoder, PooledBert) else None
 
+    @property
+    def _length(self) -> int:
+        """L; a pretrained encoder has no states beyond its own limit."""
+        return self._pretrained.limit if self._pretrained else self._encoder.max_length
+
     def frozen(self) -> dict[str, Any]:
         return {"text_encoder": self._pretrained.variables} if self._pretrained else {}
 
@@ -69,10 +74,10 @@ class TextTokens(Condition):
         return build.Model(self._pretrained.module, frozen["text_encoder"])(jnp.maximum(ids_BL, 0), ids_BL >= 0)
 
     def example(self, row: dict[str, Any]) -> dict[str, np.ndarray]:
-        return {"tokens": padded([row["tokens"]], self._encoder.max_length)[0]}
+        return {"tokens": padded([row["tokens"]], self._length)[0]}
 
     def init(self, key: jax.Array, frozen: Frozen) -> tuple[Any, Tokens]:
-        ids = jnp.zeros((2, self._encoder.max_length), jnp.int32)
+        ids = jnp.zeros((2, self._length), jnp.int32)
         tokens, variables = self._module.init_with_output(key, ids, self._states(frozen, ids), jnp.ones(2, bool))
         return variables["params"], tokens
 
@@ -86,7 +91,7 @@ class TextTokens(Condition):
         texts = [request.prompt or f"{request.anatomy} {request.modality}".strip() for request in requests]
         if any(request.shows_pictures for request in requests) or not all(texts):
             raise ConfigError("condition 'text_tokens' takes words and nothing else: give a prompt, and no pictures")
-        return {"text": jnp.asarray(padded(encode.ids(texts), self._encoder.max_length))}
+        return {"text": jnp.asarray(padded(encode.ids(texts), self._length))}
 
     def tokens(self, params: Any, frozen: Frozen, inputs: Inputs, keep: Keep) -> Tokens:
         states = self._states(frozen, inputs["text"])

@@ -199,6 +199,7 @@ class PooledBert:
 
     Attributes:
       module, variables: the network, from ids and a mask to hidden states.
+      limit: most tokens of a text.
     """
 
     def __init__(self, module: bert.Bert, variables: Mapping[str, Any], tokenizer: Tokenizer, max_length: int):
@@ -216,9 +217,9 @@ class PooledBert:
                 f"config key 'text_encoder.max_length' is {max_length}: it must be at least {MIN_TOKENS} tokens"
             )
         self.width = module.config.width
-        self._limit = min(max_length, module.config.positions)
+        self.limit = min(max_length, module.config.positions)
         self._tokenizer = tokenizer
-        self._tokenizer.enable_truncation(self._limit)
+        self._tokenizer.enable_truncation(self.limit)
         self._tokenizer.no_padding()
         self.module, self.variables = module, jax.device_put(variables)
         self._pooled = jax.jit(lambda variables, ids, mask: bert.mean_pool(module.apply(variables, ids, mask), mask))
@@ -238,7 +239,7 @@ class PooledBert:
         """
         out_BD, pieces = np.zeros((len(texts), self.width), np.float32), self.ids(texts)
         # The next power of two, within these bounds.
-        buckets = [min(self._limit, max(SMALLEST_BUCKET, 1 << (len(ids) - 1).bit_length())) for ids in pieces]
+        buckets = [min(self.limit, max(SMALLEST_BUCKET, 1 << (len(ids) - 1).bit_length())) for ids in pieces]
         for bucket in sorted(set(buckets)):
             rows = [row for row, own in enumerate(buckets) if own == bucket]
             for start in range(0, len(rows), BATCH_SIZE):

@@ -21,9 +21,13 @@ PENALTY = 0.3  # the regressions' C: inverse strength of the penalty
 def concentration(importance_RC: np.ndarray) -> float:
     """1 - entropy of each row's shares, to base C, averaged by the rows' weight: 1 where each row has one entry.
 
+    0 where nothing has weight: what is not read is not kept apart.
+
     Disentanglement of (components, factors), completeness of its transpose (section 2).
     """
     weight_R1 = importance_RC.sum(1, keepdims=True)
+    if not weight_R1.any():
+        return 0.0
     shares_RC = importance_RC / np.maximum(weight_R1, 1e-12)
     entropy_R = -(shares_RC * np.log(np.maximum(shares_RC, 1e-12))).sum(1) / np.log(importance_RC.shape[1])
     return float(np.average(1 - entropy_R, weights=weight_R1[:, 0]))

@@ -1,7 +1,10 @@
 """Checkpoints of a stage (Orbax v1) and its final export (safetensors)."""
 
 import contextlib
+import json
+import logging
 import pathlib
+import shutil
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,16 +14,26 @@ import numpy as np
 import safetensors.numpy
 from orbax.checkpoint import v1 as ocp
 
-from vgjax.atomic import replacing
+from vgjax import parallel
+from vgjax.atomic import replacing, write_json
 from vgjax.state import TrainState
+from vgjax.store import UNREADABLE, file_digests
 
+DIGESTS = "digests.json"  # of a checkpoint's files, beside them: Orbax would restore flipped bytes unseen
 _policies = ocp.training.preservation_policies
 
 
 class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
-    """Training checkpoints in one folder: the latest two and the best by validation score are kept."""
+    """Training checkpoints in one folder: the latest two and the best by validation score are kept.
+
+    Damaged ones are deleted, and told, when the folder is opened.
+    """
 
     def __init__(self, folder: pathlib.Path):
+        self._folder = folder
+        if parallel.is_main():
+            _delete_damaged(folder)
+        parallel.barrier("checkpoints")
         best = _policies.BestN(get_metric_fn=lambda metrics: metrics["score"], reverse=True, n=1)
         context = ocp.Context()
         # Cutting arrays below 1 MiB into a slice a device, for all of them to write, costs more than writing them.
@@ -38,6 +51,8 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
     def save(self, step: int, state: TrainState, data: dict[str, Any], score: float) -> None:
         entries = {"state": state, "data": data}
         self._checkpointer.save_checkpointables(step, entries, metrics={"score": score}, force=True)
+        if parallel.is_main():
+            write_json(self._folder / str(step) / DIGESTS, file_digests(self._folder / str(step)))
 
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint."""
@@ -52,6 +67,17 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         """State (on the shardings of `abstract`) and data position of one step."""
         loaded = self._checkpointer.load_checkpointables(step, {"state": abstract, "data": None})
         return loaded["state"], jax.tree.map(int, loaded["data"])
+
+
+def _delete_damaged(folder: pathlib.Path) -> None:
+    for noted in folder.glob(f"*/{DIGESTS}"):
+        try:
+            whole = json.loads(noted.read_text()) == file_digests(noted.parent, [DIGESTS])
+        except UNREADABLE:
+            whole = False
+        if not whole:
+            logging.warning("checkpoint %s is damaged and left out: an earlier one is gone on with", noted.parent)
+            shutil.rmtree(noted.parent)
 
 
 def save_export(path: pathlib.Path, variables: Any) -> None:

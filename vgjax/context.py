@@ -58,7 +58,7 @@ def open_rows(artefact: Artefact, split: str) -> tuple[Rows, frozenset[int]]:
     """Rows of one split, and the numbers of those that cannot be read.
 
     Raises:
-      StoreError: a file is missing, or damaged in more than its records.
+      StoreError: a file is missing, damaged in more than its records, or another one in its place.
     """
     info, pictures = artefact.manifest["info"], artefact.name == "pictures"
     for name in artefact.files:  # a damaged record costs itself, a damaged table of contents everything
@@ -68,7 +68,10 @@ def open_rows(artefact: Artefact, split: str) -> tuple[Rows, frozenset[int]]:
     paths = [artefact.folder / name for name in shards]
     try:
         rows: Rows = builder.Pictures(artefact.folder, info["source"], split) if pictures else Records(paths)
-        damaged = [] if all([artefact.intact(name) for name in shards]) else records.unreadable(paths)
+        changed = [artefact.folder / name for name in shards if not artefact.intact(name)]
+        damaged = records.unreadable(paths) if changed else []
+        if foreign := [path for path in changed if not records.unreadable([path])]:
+            raise ConfigError(f"'{foreign[0]}' is not as it was made, though all its records can be read: {records.REMEDY}")
     except ConfigError as error:
         raise StoreError(f"the artefact in {artefact.folder} is damaged: {error}") from None
     if damaged:

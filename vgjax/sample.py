@@ -186,7 +186,7 @@ def sample_request(
     Args:
       asked: as `read_request` takes it; "anatomy_to" and "modality_to" say what that channel goes over to.
       count: how many; 0: `sample.count`.
-      seed: of the first, the next ones count on, unless a channel goes over; None: the config's.
+      seed: of the first, the next ones count on (in 64 bits), unless a channel goes over; None: the config's.
       strength: to edit by SDEdit, in the place of inversion.
     """
     config, to = run.config, {name: asked[f"{name}_to"] for name in CHANNELS if asked.get(f"{name}_to")}
@@ -196,7 +196,7 @@ def sample_request(
     unknown = sampler.encoder.unknown(texts) if sampler.encoder else []
     if unknown:
         logging.warning("not in the training captions, and so not followed as they are: %s", ", ".join(unknown))
-    picture_seeds = [first if to else first + i for i in range(count)]
+    picture_seeds = [first if to else (first + i) % (1 << 64) for i in range(count)]
     inputs = _between(sampler, ends, first, count) if to else sampler.inputs(ends * count, picture_seeds)
     told: dict[str, Any] = {name: value for name, value in asked.items() if value}
     told |= {} if strength is None else {"strength": strength}

@@ -59,6 +59,11 @@ def after_validation(state: TrainState, score: float) -> TrainState:
     return dataclasses.replace(state, plateau=plateau)
 
 
+def largest(state: TrainState) -> jax.Array:
+    """Largest absolute number in what a checkpoint keeps, but for the plateau's; not finite where any is not."""
+    return optax.tree.norm((state.params, state.model_state, state.opt_state, state.ema), ord="inf")
+
+
 def final_params(state: TrainState) -> Any:
     """The weights that everything after training uses: the moving average where there is one."""
     return state.ema or state.params

@@ -16,6 +16,7 @@ import logging
 import os
 import pathlib
 import re
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -25,7 +26,10 @@ from vgjax.recipes import ABSENT, Recipe
 
 MANIFEST, RECIPE = "manifest.json", "recipe.json"  # of a whole artefact, and of one in the making
 FOLDER = re.compile(r"[a-z_]+-[0-9a-f]{12}(\.part)?")
+NOT_FINITE = "not_finite.json"  # of a training that came there: learning rates with the steps kept of each
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what comes of reading a broken manifest
+
+OUTDATED = "was made from what has been trained anew, to other weights"
 
 _warn_once = functools.cache(logging.warning)  # once a process for each message
 
@@ -134,8 +138,12 @@ class Store:
             if found := self._open(actual.label):
                 return found
             if folder.exists():
-                raise StoreError(f"the folder {folder} has no readable {MANIFEST}: delete it and run again")
+                if (why := self._obstacle(folder)) != OUTDATED or recipe.trained:
+                    raise StoreError(f"the folder {folder} {why}: delete it and run again")
+                logging.warning("%s %s: it is made again", folder, why)
+                shutil.rmtree(folder)
             with _told(*fault):
+                self._take_over(actual, part)
                 part.mkdir(exist_ok=True)
                 for rest in part.rglob(".*.part"):  # of `atomic.replacing` in a process that was killed
                     rest.unlink()
@@ -143,13 +151,29 @@ class Store:
             info = dict(make(part) or {})
             with _told(*fault):
                 now = datetime.datetime.now(datetime.UTC).isoformat()
-                more = {"files": _files(part, loose), "info": info, "created": now}
+                below = self._fingerprints(actual)
+                more = {"files": file_digests(part, loose), "info": info, "created": now, "fingerprints": below}
                 write_json(part / MANIFEST, {**actual.describe(), **more})
                 (part / RECIPE).unlink()
                 _sync(part)
                 part.rename(folder)
                 _sync(self.root)
         return Artefact(folder)
+
+    def _take_over(self, recipe: Recipe, part: pathlib.Path) -> None:
+        """Goes on with a training of the same recipe at a higher learning rate that came to what is not finite.
+
+        Any other of another rate is left alone: two rates that are compared must not mix.
+        """
+        key = f"{recipe.name}.train.learning_rate"
+        for old in sorted(self.root.glob(f"{recipe.name}-*.part/{NOT_FINITE}")):
+            with contextlib.suppress(*UNREADABLE), (self.root / f"{old.parent.stem}.lock").open("a") as lock:
+                fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
+                was = Recipe.read(_read_json(old.parent / RECIPE))
+                same = dataclasses.replace(recipe, keys={**recipe.keys, key: was.keys[key]})
+                if not part.exists() and same.digest == was.digest and recipe.keys[key] < was.keys[key]:
+                    old.parent.rename(part)
+                    logging.warning("going on with %s, at a lower %s than %s", old.parent, key, was.keys[key])
 
     def part(self, recipe: Recipe) -> pathlib.Path:
         """The folder in which an artefact is made."""
@@ -185,7 +209,29 @@ class Store:
             found = Artefact(self.root / label)
         except UNREADABLE:
             return None
-        return found if found.recipe.label == label else None
+        return found if found.recipe.label == label and not self._outdated(found) else None
+
+    def _fingerprints(self, recipe: Recipe) -> dict[str, str]:
+        """Of the weights that an artefact is made from, at any depth, by folder: digests tell recipes apart, not bits."""
+        found = {}
+        for one in recipe.inputs.values():
+            found |= self._fingerprints(one)
+            with contextlib.suppress(*UNREADABLE):
+                found[one.label] = _read_json(self.root / one.label / MANIFEST)["info"]["fingerprint"]
+        return found
+
+    def _outdated(self, found: Artefact) -> bool:
+        """Whether weights that it was made from are others by now."""
+        noted = found.manifest.get("fingerprints", {})
+        return bool(noted) and any(noted.get(name, now) != now for name, now in self._fingerprints(found.recipe).items())
+
+    def _obstacle(self, folder: pathlib.Path) -> str:
+        """Why a folder in the place of an artefact is not the one."""
+        with contextlib.suppress(*UNREADABLE):
+            found = Artefact(folder)
+            if found.recipe.label == folder.name and self._outdated(found):
+                return OUTDATED
+        return f"has no readable {MANIFEST}"
 
     def _stand_in(self, recipe: Recipe, trained_inputs: Sequence[str]) -> Artefact | None:
         """Never one whose trained inputs are not those in use: the two would not fit together."""
@@ -206,7 +252,8 @@ class Store:
         if found:
             return found.folder.name, "there", "; ".join(recipe.differences(found.recipe))
         if (self.root / actual.label).exists():
-            return actual.label, "missing", f"{self.root / actual.label} has no readable {MANIFEST}: delete it"
+            folder = self.root / actual.label
+            return actual.label, "missing", f"{folder} {self._obstacle(folder)}: delete it"
         if (self.root / f"{actual.label}.part").exists():
             return actual.label, "unfinished", "the next run goes on with it"
         others = []
@@ -239,7 +286,7 @@ def _sha256(path: pathlib.Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _files(folder: pathlib.Path, loose: Sequence[str]) -> dict[str, dict[str, Any]]:
+def file_digests(folder: pathlib.Path, loose: Sequence[str] = ()) -> dict[str, dict[str, Any]]:
     """Size and digest of each file that is to be checked, which is on the disk afterwards."""
     files = {}
     for name, status in _walk(folder, ""):

@@ -1,6 +1,7 @@
 """The one training loop, for every stage: mesh, data, state, restore, step, log, validate, save; read top to bottom."""
 
 import contextlib
+import dataclasses
 import functools
 import json
 import pathlib
@@ -9,6 +10,7 @@ import time
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from tensorboardX import SummaryWriter
@@ -17,11 +19,13 @@ from tqdm import tqdm
 from vgjax import checkpoint, optim, parallel, seeds
 from vgjax.atomic import write_json, write_text
 from vgjax.checkpoint import Checkpoints
+from vgjax.config import ConfigError
 from vgjax.context import VARIABLES, Context
 from vgjax.data.stream import ordered_batches, training_batches
 from vgjax.provenance import fingerprint, peak_rss_mb
 from vgjax.stages.base import Loss, Stage, Terms
-from vgjax.state import TrainState, after_validation, apply_gradients, create, final_params
+from vgjax.state import TrainState, after_validation, apply_gradients, create, final_params, largest
+from vgjax.store import NOT_FINITE
 
 LOG, DONE = "log.jsonl", "done.json"
 
@@ -49,8 +53,12 @@ def train_step(
         return sum(weighted[1:], weighted[0]), (means, model_state)
 
     (value, (means, model_state)), grads = jax.value_and_grad(total, has_aux=True)(state.params)
+    norm = optax.tree.norm(grads)
+    # One that is not finite leaves no weight finite, for good: seen at the log and before each save, no step waits.
+    scale = jnp.where(jnp.isfinite(value) & jnp.isfinite(norm), state.plateau.scale, jnp.nan)
+    state = dataclasses.replace(state, plateau=state.plateau._replace(scale=scale))
     state = apply_gradients(state, grads, model_state, tx, stage.training.ema_decay)
-    return state, {"loss": value, "gradient_norm": optax.tree.norm(grads), **means}
+    return state, {"loss": value, "gradient_norm": norm, **means}
 
 
 def train(context: Context, stage: Stage, folder: pathlib.Path) -> dict[str, Any]:
@@ -59,12 +67,12 @@ def train(context: Context, stage: Stage, folder: pathlib.Path) -> dict[str, Any
     Returns the exported variables' fingerprint and step, seconds and memory.
 
     Raises:
-      FloatingPointError: the loss is not finite.
+      ConfigError: a loss, gradient, weight or validation score is not finite; the last checkpoint, which is, stays.
     """
     if (folder / DONE).exists():  # killed between the end of training and the artefact's publication
         return json.loads((folder / DONE).read_text())
     if pretrained := stage.pretrained():
-        return _export(folder, *pretrained, step=0, wall_s=0.0)
+        return _export(folder, stage.name, *pretrained, step=0, wall_s=0.0)
     c, mesh, started = stage.training, parallel.mesh_of(context.mesh, stage.small), time.monotonic()
     seed_for = lambda use: seeds.derive(context.config.seed, stage.name, use)
 
@@ -80,7 +88,7 @@ def train(context: Context, stage: Stage, folder: pathlib.Path) -> dict[str, Any
     one_step = functools.partial(train_step, stage, tx, seeds.key_of(seed_for("train")))
     jitted = jax.jit(one_step, static_argnums=0, donate_argnums=1, out_shardings=(places, None))
     step_fn = parallel.few_in_flight(jitted, mesh)
-    validate = Validation(mesh, stage, seeds.key_of(seed_for("validation")))
+    validate, greatest = Validation(mesh, stage, seeds.key_of(seed_for("validation"))), jax.jit(largest)
 
     with jax.set_mesh(mesh), Checkpoints(folder / "checkpoints") as saved, Log(folder, stage) as log:
         # ---- restore
@@ -101,24 +109,30 @@ def train(context: Context, stage: Stage, folder: pathlib.Path) -> dict[str, Any
             log.step(step, terms, waited)
             # ---- validate and save
             if step % c.checkpoint_every_steps == 0 or step == c.steps:
+                log.refuse(step, {"weight": float(greatest(state))})
                 scores = validate(state, frozen)
+                log.refuse(step, {"validation score": scores["score"]})
                 if c.schedule == "plateau":
                     state = after_validation(state, scores["score"])
                 log.validation(step, scores)
                 saved.save(step, state, data.get_state(), scores["score"])
+                log.saved = step
         # ---- export
         best = (saved.best() or step) if c.keep == "best" else step
         if best != step:
             state, _ = saved.restore(best, placed)
     data.close()
     wall_s = time.monotonic() - started + log.seconds_before
-    return _export(folder, final_params(state), state.model_state, best, wall_s)
+    return _export(folder, stage.name, final_params(state), state.model_state, best, wall_s)
 
 
-def _export(folder: pathlib.Path, params: Any, model_state: Any, step: int, wall_s: float) -> dict[str, Any]:
-    """Writes the stage's variables; its checkpoints have served."""
+def _export(folder: pathlib.Path, name: str, params: Any, model_state: Any, step: int, wall_s: float) -> dict[str, Any]:
+    """Writes the stage's variables; its checkpoints have served. ConfigError where any of these is not finite."""
     exported = parallel.gather({"params": params, **model_state})
+    if not all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(exported)):
+        raise ConfigError(f"stage '{name}': its weights hold numbers that are not finite: name other {name}.weights")
     done = {"fingerprint": fingerprint(exported), "step": step, "wall_s": wall_s, "peak_rss_mb": peak_rss_mb()}
+    done |= {"not_finite": earlier} if (earlier := rates_left(folder)) else {}
     if parallel.is_main():
         checkpoint.save_export(folder / VARIABLES, exported)
         write_json(folder / DONE, done)
@@ -152,7 +166,7 @@ class Log(contextlib.AbstractContextManager["Log"]):
     """Progress bar, JSONL and TensorBoard rows of one stage; the first process alone writes."""
 
     def __init__(self, folder: pathlib.Path, stage: Stage):
-        self._stage, self._path = stage, folder / LOG
+        self._stage, self._folder, self._path = stage, folder, folder / LOG
         self._writes = parallel.is_main()
         self._board = SummaryWriter(str(folder / "tensorboard"), write_to_disk=self._writes)
         self.seconds_before = 0.0
@@ -163,6 +177,7 @@ class Log(contextlib.AbstractContextManager["Log"]):
 
     def start(self, step: int) -> None:
         """Drops rows after `step`, which a killed run wrote past its last checkpoint and this one writes again."""
+        self.saved = step
         kept = [row for row in read_log(self._path) if row["step"] <= step]
         if self._writes:
             write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
@@ -178,15 +193,24 @@ class Log(contextlib.AbstractContextManager["Log"]):
         if step % self._stage.training.log_every_steps and self._stage.loss_at(step - 1) == self._stage.loss:
             return
         values = {name: float(value) for name, value in jax.device_get(terms).items()}
-        if not np.isfinite(values["loss"]):
-            raise FloatingPointError(
-                f"stage {self._stage.name}: the loss is {values['loss']} at step {step}; lower its train.learning_rate"
-            )
+        self.refuse(step, {name: values[name] for name in ("loss", "gradient_norm")})
         now = time.monotonic()
         share = self._waited / max(now - self._since, 1e-9)
         self._since, self._waited = now, 0.0
         self._bar.set_postfix(loss=f"{values['loss']:.4f}", data_wait=f"{share:.0%}")
         self._write(step, "train", {**values, "data_wait_share": share})
+
+    def refuse(self, step: int, values: dict[str, float]) -> None:
+        """ConfigError where a value is not finite; notes the learning rate that led there, for a lower one to go on."""
+        for name, value in values.items():
+            if not np.isfinite(value):
+                key, rate = f"{self._stage.name}.train.learning_rate", self._stage.training.learning_rate
+                if self._writes:
+                    write_json(self._folder / NOT_FINITE, {**rates_left(self._folder), str(rate): self.saved})
+                raise ConfigError(
+                    f"stage '{self._stage.name}': a {name} is {value} by step {step}: lower config key '{key}', which"
+                    f" is {rate}, and training goes on from step {self.saved}"
+                )
 
     def validation(self, step: int, scores: dict[str, float]) -> None:
         self._write(step, "validation", scores)
@@ -199,6 +223,12 @@ class Log(contextlib.AbstractContextManager["Log"]):
                 file.write(json.dumps(row) + "\n")
         for name, value in values.items():
             self._board.add_scalar(f"{kind}/{name}", value, step)
+
+
+def rates_left(folder: pathlib.Path) -> dict[str, int]:
+    """Learning rates that led to what is not finite, each with the step up to which the training kept it."""
+    path = folder / NOT_FINITE
+    return json.loads(path.read_text()) if path.exists() else {}
 
 
 def read_log(path: pathlib.Path) -> list[dict[str, Any]]:

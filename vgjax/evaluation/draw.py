@@ -15,9 +15,11 @@ from vgjax.data import records
 from vgjax.data.read.decode import to_png
 from vgjax.data.sources import SOURCES
 from vgjax.evaluation.metrics import METRICS
-from vgjax.evaluation.metrics.base import CasesOf, Options, RequestsOf, TestCase
+from vgjax.evaluation.metrics.base import Options, TestCase
 from vgjax.sample import Sampler
+from vgjax.provenance import fingerprint
 from vgjax.stages.denoiser import drawing_needs
+from vgjax.store import StoreError
 from vgjax.types import Request
 
 # What decides which requests are made, and what draws them.
@@ -63,7 +65,7 @@ def producers(config: Config, metrics: Sequence[str]) -> dict[str, Producer]:
     return {
         f"drawn_{name}": Producer(
             f"drawn_{name}",
-            functools.partial(_draw, shared, name, METRICS[metric].chosen, requests),
+            functools.partial(_draw, shared, name),
             keys=tuple(dict.fromkeys((*KEYS, *condition.keys, *condition.request_keys))),
             needs=("pictures", "denoiser", "condition", *drawing_artefacts(condition)),
             free=("evaluate.resamples", "sample.batch_size"),
@@ -71,7 +73,7 @@ def producers(config: Config, metrics: Sequence[str]) -> dict[str, Producer]:
             files=lambda c: [c.denoiser.weights, c.autoencoder.path, c.text_encoder.path],
         )
         for metric in metrics
-        for name, requests in METRICS[metric].sets.items()
+        for name in METRICS[metric].sets
     }
 
 
@@ -81,10 +83,14 @@ def drawing_artefacts(condition: conditions.Condition) -> tuple[str, ...]:
     return (*needed, *(["factors"] if "prior" in needed else []), *(["vocabulary"] if condition.reads_text else []))
 
 
-def _draw(
-    shared: list[Sampler], name: str, chosen: CasesOf, wanted: RequestsOf, context: Context, folder: pathlib.Path
-) -> dict[str, Any]:
-    requests = wanted(chosen(load_cases(context)), options_of(context))
+def requested(context: Context, name: str) -> list[Request]:
+    """What a set asks for, of the captions that can be read."""
+    metric = next(one for one in METRICS.values() if name in one.sets)
+    return list(metric.sets[name](metric.chosen(load_cases(context)), options_of(context)))
+
+
+def _draw(shared: list[Sampler], name: str, context: Context, folder: pathlib.Path) -> dict[str, Any]:
+    requests = requested(context, name)
     if not shared:
         shared.append(Sampler(context))
     config, sampler = context.config, shared[0]
@@ -100,12 +106,15 @@ def _draw(
     )
     if parallel.is_main():
         records.write(folder / "drawn.array_record", rows)
-    return {"count": len(requests)}
+    return {"count": len(requests), "fingerprint": fingerprint({"pictures": pictures})}
 
 
 def read_drawn(context: Context, name: str) -> Drawn:
-    """A set that was drawn; every record is checked."""
-    rows = records.Records([context.artefact(f"drawn_{name}").path("drawn.array_record")])
+    """A set that was drawn; every record is checked. StoreError where captions have been lost or damaged since."""
+    artefact = context.artefact(f"drawn_{name}")
+    rows = records.Records([artefact.path("drawn.array_record")])
     found: Sequence[dict[str, Any]] = [rows[i] for i in range(len(rows))]
     requests, chosen = [Request(**row["request"]) for row in found], [int(row["seed"]) for row in found]
+    if requests != requested(context, name):
+        raise StoreError(f"{artefact.folder} was drawn of captions that are not all there: delete it and run again")
     return Drawn(requests, chosen, np.stack([records.from_png(row["image"]) for row in found]))

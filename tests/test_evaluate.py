@@ -6,11 +6,13 @@ The pictures and their reader are the phantom's own; nothing is trained, and "dr
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import numpy as np
 import pytest
 
 from configs import phantom
+from tests.test_features import flip
 from vgjax import artefacts, parallel, seeds
 from vgjax import run as runs
 from vgjax.config import ConfigError, from_config_dict
@@ -55,14 +57,14 @@ def drawn(monkeypatch):
     return PaintingSampler.drawn
 
 
-def open_run(folder: pathlib.Path, metrics=("control", "gain"), **changes) -> Run:
+def open_run(folder: pathlib.Path, metrics=("control", "gain"), fingerprint="ab", **changes) -> Run:
     """A run on the class label, which needs the denoiser alone; that and its condition are there, but empty."""
     c = phantom.get_config("smoke+class_label")
     c.name = folder.name
     c.data.update(dict(train_items=4, validation_items=4, test_items=8))
     c.evaluate.update(dict(metrics=metrics, **changes))
     config = from_config_dict(c)
-    numbers = {"wall_s": 2.0, "peak_rss_mb": 3.0, "fingerprint": "ab"}
+    numbers = {"wall_s": 2.0, "peak_rss_mb": 3.0, "fingerprint": fingerprint}
     found = {
         name: dataclasses.replace(one, make=lambda context, folder: numbers)
         if name in ("condition", "denoiser")
@@ -135,6 +137,49 @@ def test_captions_of_the_split_that_is_asked_for_are_drawn(tmp_path, drawn):
         wanted = [row["caption"] for row in map(rows.__getitem__, range(len(rows)))]
         assert [request.prompt for request in drawn[place]] == wanted
         assert {estimate["split"] for estimate in values["estimates"].values()} == {split}
+
+
+def test_pictures_of_captions_that_have_been_lost_are_never_measured_by_the_others(tmp_path, drawn):
+    run = open_run(tmp_path / "run", ("control",), prompts=6)  # of eight: two stand ready to move up
+    before = measured(run)
+    (shard,) = run.artefact("pictures").folder.glob("**/*test.array_record*")
+    flip(shard, row=0)
+    run = open_run(tmp_path / "run", ("control",), prompts=6, resamples=50)
+    folder = run.artefact("drawn_captions").folder
+    with pytest.raises(ConfigError, match=f"^{folder} was drawn of captions that are not all there: delete it"):
+        runs.evaluate(run)
+    shutil.rmtree(folder)
+    run = open_run(tmp_path / "run", ("control",), prompts=6)
+    after = measured(run)  # the evaluation of the first pictures is not of these
+    assert after["finished"] > before["finished"]
+    assert draw.read_drawn(run.context, CAPTIONS).requests == [case.request() for case in draw.load_cases(run.context)]
+    assert len(drawn) == 2 and drawn[0][1:] == drawn[1][:-1]
+
+
+def test_a_denoiser_trained_again_to_other_weights_is_drawn_and_measured_again(tmp_path, drawn):
+    values = {}
+    for fingerprint in ("ab", "ab", "cd"):
+        run = open_run(tmp_path / "run", ("control",), fingerprint=fingerprint)
+        values[len(drawn)] = measured(run)
+        assert values[len(drawn)]["fingerprint/denoiser"] == fingerprint
+        shutil.rmtree(run.artefact("denoiser").folder)
+    assert list(values) == [1, 2] and values[1]["finished"] < values[2]["finished"]
+
+
+def test_an_evaluation_that_fails_leaves_no_old_figures_under_new_pictures(tmp_path, monkeypatch, drawn):
+    old = measured(open_run(tmp_path / "run", ("control",)))
+    run = open_run(tmp_path / "run", ("control",), draws=2)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluate, "see", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            runs.evaluate(run)
+    assert len(drawn) == 2  # the new pictures are there
+    with pytest.raises(ConfigError, match="holds no evaluation of its config"):
+        runs.report(run)
+    kept = json.loads((run.workdir / "metrics.json").read_text())  # tells which pictures it is of
+    assert kept == old and kept["artefacts"]["drawn_captions"] != run.recipe("drawn_captions").digest
+    new = measured(run)
+    assert new["artefacts"] == {name: run.recipe(name).digest for name in run.producers}
 
 
 def test_how_often_to_resample_draws_nothing_anew(tmp_path, drawn):

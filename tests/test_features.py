@@ -170,6 +170,19 @@ def test_a_damaged_record_of_a_column_costs_itself(store, caplog):
     assert run.context.rows(["pictures", "count"], "train").numbers == list(range(11))
 
 
+@pytest.mark.parametrize("name", ["pictures", "text", "grey"])
+def test_a_shard_of_another_seed_is_refused(store, tmp_path, name):
+    """It is whole in itself, and of the same size."""
+    other = Run(phantom(seed=1), tmp_path, opened(store).mesh, Store(tmp_path / "other"), PRODUCERS)
+    other.artefact(name)
+    path, foreign = shard(store, name), shard(tmp_path / "other", name)
+    assert path.stat().st_size == foreign.stat().st_size and path.read_bytes() != foreign.read_bytes()
+    shutil.copy(foreign, path)
+    with pytest.raises(StoreError, match=rf"'{path}' is not as it was made, .*: delete the artefact's folder and run"):
+        opened(store).context.rows([name], "train")
+    assert len(opened(store).context.rows([name], "validation")) == 6
+
+
 def test_of_two_damaged_kinds_the_union_is_left_out(store, caplog):
     flip(shard(store, "pictures"), row=4)
     flip(shard(store, "text"), row=0)  # number 10

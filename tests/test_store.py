@@ -134,6 +134,62 @@ def test_what_was_made_is_used_where_raw_data_is_absent(store, caplog):
     assert store.find(Recipe("pictures", 1, {"data.image_size": 32}, raw=ABSENT)) is None
 
 
+def weights(bits: str):
+    """A producer of what has a fingerprint, as trained stages and drawn pictures have."""
+    return lambda folder: fill(bits)(folder) | {"fingerprint": bits}
+
+
+FACTORS = Recipe("factors", 1, {}, {"prior": prior()})
+DENOISER = Recipe("denoiser", 1, {}, {"factors": FACTORS}, trained=True)
+DRAWN = Recipe("drawn", 1, {}, {"denoiser": DENOISER})
+
+
+@pytest.fixture
+def trained_anew(store):
+    """Makes all, then the prior again after its folder was deleted, to the given bits."""
+
+    def again(bits: str) -> None:
+        for recipe, make in ((prior(), weights("a")), (FACTORS, fill()), (DENOISER, weights("d")), (DRAWN, fill())):
+            store.get(recipe, make)
+        shutil.rmtree(store.root / prior().label)
+        store.get(prior(), weights(bits))
+
+    return again
+
+
+def test_training_again_to_the_same_bits_makes_nothing_else_again(store, trained_anew, caplog):
+    trained_anew("a")
+    for recipe in (FACTORS, DENOISER, DRAWN):
+        store.get(recipe, never)
+    assert caplog.messages == []
+
+
+def test_what_was_made_from_other_bits_than_are_there_is_never_used(store, trained_anew, caplog):
+    trained_anew("b")
+    why = "was made from what has been trained or drawn anew since, otherwise"
+    for recipe in (FACTORS, DENOISER, DRAWN):
+        ((name, state, told),) = store.status([recipe])
+        assert store.find(recipe) is None
+        assert (name, state, told) == (recipe.label, "missing", f"{store.root / recipe.label} {why}: delete it")
+    for recipe in (FACTORS, DRAWN):
+        assert store.get(recipe, fill("new")).path("file").read_text() == "new"
+        assert caplog.messages[-1] == f"{store.root / recipe.label} {why}: it is made again"
+        store.get(recipe, never)
+    with pytest.raises(StoreError, match=rf"{DENOISER.label} {why}: delete it and run again"):  # too dear to do unasked
+        store.get(DENOISER, never)
+
+
+def test_what_notes_no_bits_is_used_as_before(store, trained_anew):
+    trained_anew("a")
+    for recipe in (FACTORS, DENOISER, DRAWN):
+        path = store.root / recipe.label / "manifest.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprints": {}}))
+    shutil.rmtree(store.root / prior().label)
+    store.get(prior(), weights("b"))
+    for recipe in (FACTORS, DENOISER, DRAWN):
+        store.get(recipe, never)
+
+
 def flip(path: pathlib.Path) -> None:
     data = bytearray(path.read_bytes())
     data[1] ^= 4

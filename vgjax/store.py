@@ -29,7 +29,7 @@ FOLDER = re.compile(r"[a-z_]+-[0-9a-f]{12}(\.part)?")
 NOT_FINITE = "not_finite.json"  # of a training that came there: learning rates with the steps kept of each
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what comes of reading a broken manifest
 
-OUTDATED = "was made from what has been trained anew, to other weights"
+OUTDATED = "was made from what has been trained or drawn anew since, otherwise"
 
 _warn_once = functools.cache(logging.warning)  # once a process for each message
 
@@ -212,8 +212,11 @@ class Store:
         return found if found.recipe.label == label and not self._outdated(found) else None
 
     def _fingerprints(self, recipe: Recipe) -> dict[str, str]:
-        """Of the weights that an artefact is made from, at any depth, by folder: digests tell recipes apart, not bits."""
-        found = {}
+        """Of the weights and drawn pictures that an artefact is made from, at any depth, by folder.
+
+        Digests tell recipes apart, not bits: trained on another machine, a stage may be another one.
+        """
+        found: dict[str, str] = {}
         for one in recipe.inputs.values():
             found |= self._fingerprints(one)
             with contextlib.suppress(*UNREADABLE):
@@ -221,9 +224,10 @@ class Store:
         return found
 
     def _outdated(self, found: Artefact) -> bool:
-        """Whether weights that it was made from are others by now."""
+        """Whether weights or pictures that it was made from are others by now."""
         noted = found.manifest.get("fingerprints", {})
-        return bool(noted) and any(noted.get(name, now) != now for name, now in self._fingerprints(found.recipe).items())
+        now = self._fingerprints(found.recipe) if noted else {}
+        return any(noted.get(name, one) != one for name, one in now.items())
 
     def _obstacle(self, folder: pathlib.Path) -> str:
         """Why a folder in the place of an artefact is not the one."""

@@ -16,8 +16,8 @@ from vgjax.data.read.decode import to_png
 from vgjax.data.sources import SOURCES
 from vgjax.evaluation.metrics import METRICS
 from vgjax.evaluation.metrics.base import Options, TestCase
-from vgjax.sample import Sampler
 from vgjax.provenance import fingerprint
+from vgjax.sample import Sampler
 from vgjax.stages.denoiser import drawing_needs
 from vgjax.store import StoreError
 from vgjax.types import Request
@@ -106,7 +106,8 @@ def _draw(shared: list[Sampler], name: str, context: Context, folder: pathlib.Pa
     )
     if parallel.is_main():
         records.write(folder / "drawn.array_record", rows)
-    return {"count": len(requests), "fingerprint": fingerprint({"pictures": pictures})}
+    asked = np.frombuffer(repr(requests).encode(), np.uint8)
+    return {"count": len(requests), "fingerprint": fingerprint({"requests": asked, "pictures": pictures})}
 
 
 def read_drawn(context: Context, name: str) -> Drawn:

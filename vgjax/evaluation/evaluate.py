@@ -87,11 +87,12 @@ def results(run: Run) -> tuple[dict[str, float], dict[str, Any]]:
 
     Artefacts are told with their digests, so that figures, pictures and report can be seen to belong together.
     """
-    found = run.artefact("evaluation")
-    estimates = json.loads(found.path(METRICS_FILE).read_text())
     info = {stage.name: run.artefact(stage.name).manifest["info"] for stage in plan(run.config)}
     made = [name for name in run.producers if name == "reader" or name.startswith("drawn_")]
-    measured = [one.manifest["info"] for one in (found, *map(run.artefact, made))]
+    # The evaluation last: what it was made from may have been deleted, and is then made anew.
+    measured = [run.artefact(name).manifest["info"] for name in (*made, "evaluation")]
+    found = run.artefact("evaluation")
+    estimates = json.loads(found.path(METRICS_FILE).read_text())
     origin = dict(found.manifest["info"])
     peak, _ = origin.pop("peak_rss_mb"), origin.pop("wall_s")
     numbers = {name: estimate["value"] for name, estimate in estimates.items()}

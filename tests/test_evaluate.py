@@ -18,7 +18,7 @@ from vgjax import run as runs
 from vgjax.config import ConfigError, from_config_dict
 from vgjax.context import Run
 from vgjax.data import records
-from vgjax.evaluation import draw, evaluate
+from vgjax.evaluation import draw, evaluate, summary
 from vgjax.evaluation.metrics import METRICS, gain
 from vgjax.evaluation.metrics.base import CAPTIONS, Estimate, Metric, caption_requests
 from vgjax.store import Store
@@ -57,14 +57,14 @@ def drawn(monkeypatch):
     return PaintingSampler.drawn
 
 
-def open_run(folder: pathlib.Path, metrics=("control", "gain"), fingerprint="ab", **changes) -> Run:
+def open_run(folder: pathlib.Path, metrics=("control", "gain"), info=None, **changes) -> Run:
     """A run on the class label, which needs the denoiser alone; that and its condition are there, but empty."""
     c = phantom.get_config("smoke+class_label")
     c.name = folder.name
     c.data.update(dict(train_items=4, validation_items=4, test_items=8))
     c.evaluate.update(dict(metrics=metrics, **changes))
     config = from_config_dict(c)
-    numbers = {"wall_s": 2.0, "peak_rss_mb": 3.0, "fingerprint": fingerprint}
+    numbers = {"wall_s": 2.0, "peak_rss_mb": 3.0, "fingerprint": "ab", **(info or {})}
     found = {
         name: dataclasses.replace(one, make=lambda context, folder: numbers)
         if name in ("condition", "denoiser")
@@ -159,11 +159,17 @@ def test_pictures_of_captions_that_have_been_lost_are_never_measured_by_the_othe
 def test_a_denoiser_trained_again_to_other_weights_is_drawn_and_measured_again(tmp_path, drawn):
     values = {}
     for fingerprint in ("ab", "ab", "cd"):
-        run = open_run(tmp_path / "run", ("control",), fingerprint=fingerprint)
+        run = open_run(tmp_path / "run", ("control",), {"fingerprint": fingerprint})
         values[len(drawn)] = measured(run)
         assert values[len(drawn)]["fingerprint/denoiser"] == fingerprint
         shutil.rmtree(run.artefact("denoiser").folder)
     assert list(values) == [1, 2] and values[1]["finished"] < values[2]["finished"]
+
+
+def test_the_report_tells_of_a_learning_rate_that_had_to_be_lowered(tmp_path, drawn):
+    run = open_run(tmp_path / "run", ("control",), {"not_finite": {"0.5": 20}})
+    told = "Stage 'denoiser' had a learning rate of 0.5 up to step 20, and lower ones since."
+    assert told in summary.notes(run, measured(run))
 
 
 def test_an_evaluation_that_fails_leaves_no_old_figures_under_new_pictures(tmp_path, monkeypatch, drawn):

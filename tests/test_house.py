@@ -38,7 +38,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "weights": FOUNDATION | NETWORKS,
     "text": FOUNDATION | {"models", "weights"},
     "store": FOUNDATION,
-    **dict.fromkeys(GENERIC, FOUNDATION | GENERIC),
+    **dict.fromkeys(GENERIC, FOUNDATION | GENERIC | {"store"}),
     "build": FOUNDATION | NETWORKS | {"weights"},
     "pipeline": FOUNDATION | NETWORKS | {"build"},
     "context": FOUNDATION | {"data", "checkpoint", "parallel", "store"},

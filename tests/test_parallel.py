@@ -177,9 +177,9 @@ def test_processes_share_the_rows_of_a_batch(monkeypatch):
 def test_only_the_first_process_writes_the_log(tmp_path, monkeypatch, first):
     monkeypatch.setattr(parallel, "is_main", lambda: first)
     stage = types.SimpleNamespace(name="prior", training=Training(steps=2, log_every_steps=1))
-    with train.Log(tmp_path, stage) as log:
+    with train.Log(tmp_path, stage, None) as log:
         log.start(0)
-        log.step(1, {"loss": jnp.float32(0.5)}, 0.0)
-        log.validation(1, {"score": 0.25})
+        log.step(1, {"loss": jnp.float32(0.5), "gradient_norm": jnp.float32(2.0)}, 0.0)
+        log.validation(1, {"score": 0.25}, 1.0)
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert len(train.read_log(tmp_path / train.LOG)) == 2 * first and bool(written) == first

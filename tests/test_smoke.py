@@ -13,6 +13,7 @@ from configs import phantom
 from vgjax import build, checkpoint, parallel, pipeline, stages, train
 from vgjax import run as runs
 from vgjax.config import ConfigError, Mesh
+from vgjax.context import VARIABLES
 from vgjax.data.records import from_png
 from vgjax.evaluation import summary
 from vgjax.features.text import encoder_of
@@ -22,12 +23,15 @@ from vgjax.stages import denoiser
 from vgjax.types import Request
 
 STAGES = ("prior", "disentangler", "denoiser")
+LARGEST_SEED = (1 << 64) - 1
 
 
 def small(**changes):
     c = phantom.get_config("smoke")
-    # One stage with the schedule that needs the validation scores, another with a loss that joins in some steps.
-    c.update_from_flattened_dict({"prior.train.schedule": "plateau", "denoiser.weight_colour": 0.5, **changes})
+    # One stage with the schedule that needs the validation scores, another with a loss that joins in some steps, and
+    # the largest seed of all.
+    own = {"seed": LARGEST_SEED, "prior.train.schedule": "plateau", "denoiser.weight_colour": 0.5}
+    c.update_from_flattened_dict({**own, **changes})
     return c
 
 
@@ -128,12 +132,29 @@ def test_sampling_is_reproducible(finished):
     runs.draw(finished, n=0, seed=None, **asked)
     assert [p.read_bytes() for p in paths] == first
     settings = json.loads(paths[-1].read_text())
-    assert settings["seeds"] == [0, 1] and settings["unknown_words"] == []
+    assert settings["seeds"] == [LARGEST_SEED, 0] and settings["unknown_words"] == []
     assert first[0] != first[1]
     # A seed's picture is the same whichever others are drawn with it.
-    alone = runs.sample.sample_request(finished, asked, 1, 1)
+    alone = runs.sample.sample_request(finished, asked, 1, 0)
     assert alone[0] == paths[1] and alone[0].read_bytes() == first[1]
-    assert json.loads(alone[-1].read_text())["seeds"] == [1]
+    assert json.loads(alone[-1].read_text())["seeds"] == [0]
+
+
+@pytest.mark.parametrize("stage", STAGES)
+def test_a_flipped_byte_of_an_export_is_never_drawn_from_nor_measured(finished, tmp_path, stage):
+    kept = [path for path in finished.store.root.iterdir() if not path.name.startswith(("drawn", "evaluation"))]
+    for path in (path for path in kept if path.is_dir()):
+        shutil.copytree(path, tmp_path / "store" / path.name)
+    run = runs.open_run(small(), str(tmp_path / "run"))
+    path = run.find(stage).folder / VARIABLES
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    told = f"^the file '{VARIABLES}' of {path.parent} is not as it was made: delete the folder .* and run again$"
+    for mode in (lambda: runs.draw(run, 1, None, prompt="a lesion"), lambda: runs.evaluate(run)):
+        with pytest.raises(ConfigError, match=told):
+            mode()
+    assert not (tmp_path / "run" / "samples").exists() and not (tmp_path / "run" / "metrics.json").exists()
 
 
 def test_a_picture_and_a_mask_draw_without_words(finished):

@@ -171,12 +171,13 @@ def test_what_was_made_from_other_bits_than_are_there_is_never_used(store, train
         ((name, state, told),) = store.status([recipe])
         assert store.find(recipe) is None
         assert (name, state, told) == (recipe.label, "missing", f"{store.root / recipe.label} {why}: delete it")
-    for recipe in (FACTORS, DRAWN):
-        assert store.get(recipe, fill("new")).path("file").read_text() == "new"
-        assert caplog.messages[-1] == f"{store.root / recipe.label} {why}: it is made again"
-        store.get(recipe, never)
     with pytest.raises(StoreError, match=rf"{DENOISER.label} {why}: delete it and run again"):  # too dear to do unasked
         store.get(DENOISER, never)
+    shutil.rmtree(store.root / DENOISER.label)
+    for recipe, make in ((FACTORS, fill("new")), (DENOISER, weights("new")), (DRAWN, fill("new"))):
+        assert store.get(recipe, make).path("file").read_text() == "new"
+        assert recipe is DENOISER or caplog.messages[-1] == f"{store.root / recipe.label} {why}: it is made again"
+        store.get(recipe, never)
 
 
 def test_what_notes_no_bits_is_used_as_before(store, trained_anew):

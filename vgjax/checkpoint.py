@@ -24,10 +24,7 @@ _policies = ocp.training.preservation_policies
 
 
 class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
-    """Training checkpoints in one folder: the latest two and the best by validation score are kept.
-
-    Damaged ones are deleted, and told, when the folder is opened.
-    """
+    """Training checkpoints in one folder: the latest two and the best by score; damaged ones are deleted, and told."""
 
     def __init__(self, folder: pathlib.Path):
         self._folder = folder
@@ -76,7 +73,7 @@ def _delete_damaged(folder: pathlib.Path) -> None:
         except UNREADABLE:
             whole = False
         if not whole:
-            logging.warning("checkpoint %s is damaged and left out: an earlier one is gone on with", noted.parent)
+            logging.warning("checkpoint %s is damaged and deleted: the newest whole one is gone on with", noted.parent)
             shutil.rmtree(noted.parent)
 
 

@@ -71,9 +71,7 @@ def open_rows(artefact: Artefact, split: str) -> tuple[Rows, frozenset[int]]:
         changed = [artefact.folder / name for name in shards if not artefact.intact(name)]
         damaged = records.unreadable(paths) if changed else []
         if foreign := [path for path in changed if not records.unreadable([path])]:
-            raise ConfigError(
-                f"'{foreign[0]}' is not as it was made, though all its records can be read: {records.REMEDY}"
-            )
+            raise ConfigError(f"'{foreign[0]}' is not as it was made, yet of readable records: {records.REMEDY}")
     except ConfigError as error:
         raise StoreError(f"the artefact in {artefact.folder} is damaged: {error}") from None
     if damaged:

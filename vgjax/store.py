@@ -28,9 +28,7 @@ MANIFEST, RECIPE = "manifest.json", "recipe.json"  # of a whole artefact, and of
 FOLDER = re.compile(r"[a-z_]+-[0-9a-f]{12}(\.part)?")
 NOT_FINITE = "not_finite.json"  # of a training that came there: learning rates with the steps kept of each
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what comes of reading a broken manifest
-
 OUTDATED = "was made from what has been trained or drawn anew since, otherwise"
-
 _warn_once = functools.cache(logging.warning)  # once a process for each message
 
 
@@ -151,7 +149,7 @@ class Store:
             info = dict(make(part) or {})
             with _told(*fault):
                 now = datetime.datetime.now(datetime.UTC).isoformat()
-                below = self._fingerprints(actual)
+                below = dict(pair for one in actual.inputs.values() for pair in self._fingerprints(one.label).items())
                 more = {"files": file_digests(part, loose), "info": info, "created": now, "fingerprints": below}
                 write_json(part / MANIFEST, {**actual.describe(), **more})
                 (part / RECIPE).unlink()
@@ -161,10 +159,7 @@ class Store:
         return Artefact(folder)
 
     def _take_over(self, recipe: Recipe, part: pathlib.Path) -> None:
-        """Goes on with a training of the same recipe at a higher learning rate that came to what is not finite.
-
-        Any other of another rate is left alone: two rates that are compared must not mix.
-        """
+        """Goes on with a training of a higher learning rate alone, if it came to what is not finite: else rates mix."""
         key = f"{recipe.name}.train.learning_rate"
         for old in sorted(self.root.glob(f"{recipe.name}-*.part/{NOT_FINITE}")):
             with contextlib.suppress(*UNREADABLE), (self.root / f"{old.parent.stem}.lock").open("a") as lock:
@@ -211,23 +206,19 @@ class Store:
             return None
         return found if found.recipe.label == label and not self._outdated(found) else None
 
-    def _fingerprints(self, recipe: Recipe) -> dict[str, str]:
-        """Of the weights and drawn pictures that an artefact is made from, at any depth, by folder.
-
-        Digests tell recipes apart, not bits: trained on another machine, a stage may be another one.
-        """
+    def _fingerprints(self, label: str) -> dict[str, str]:
+        """Of the weights or pictures in a folder and those that it was made from: digests tell recipes, not bits."""
         found: dict[str, str] = {}
-        for one in recipe.inputs.values():
-            found |= self._fingerprints(one)
-            with contextlib.suppress(*UNREADABLE):
-                found[one.label] = _read_json(self.root / one.label / MANIFEST)["info"]["fingerprint"]
+        with contextlib.suppress(*UNREADABLE):
+            manifest = _read_json(self.root / label / MANIFEST)
+            found |= manifest.get("fingerprints", {})
+            found[label] = manifest["info"]["fingerprint"]
         return found
 
     def _outdated(self, found: Artefact) -> bool:
         """Whether weights or pictures that it was made from are others by now."""
         noted = found.manifest.get("fingerprints", {})
-        now = self._fingerprints(found.recipe) if noted else {}
-        return any(noted.get(name, one) != one for name, one in now.items())
+        return any(self._fingerprints(label).get(label, was) != was for label, was in noted.items())
 
     def _obstacle(self, folder: pathlib.Path) -> str:
         """Why a folder in the place of an artefact is not the one."""

@@ -90,7 +90,7 @@ def train(context: Context, stage: Stage, folder: pathlib.Path) -> dict[str, Any
     step_fn = parallel.few_in_flight(jitted, mesh)
     validate, greatest = Validation(mesh, stage, seeds.key_of(seed_for("validation"))), jax.jit(largest)
 
-    with jax.set_mesh(mesh), Checkpoints(folder / "checkpoints") as saved, Log(folder, stage) as log:
+    with jax.set_mesh(mesh), Checkpoints(folder / "checkpoints") as saved, Log(folder, stage, saved) as log:
         # ---- restore
         step = saved.latest() or 0
         if step:
@@ -109,14 +109,11 @@ def train(context: Context, stage: Stage, folder: pathlib.Path) -> dict[str, Any
             log.step(step, terms, waited)
             # ---- validate and save
             if step % c.checkpoint_every_steps == 0 or step == c.steps:
-                log.refuse(step, {"weight": float(greatest(state))})
                 scores = validate(state, frozen)
-                log.refuse(step, {"validation score": scores["score"]})
                 if c.schedule == "plateau":
                     state = after_validation(state, scores["score"])
-                log.validation(step, scores)
+                log.validation(step, scores, float(greatest(state)))
                 saved.save(step, state, data.get_state(), scores["score"])
-                log.saved = step
         # ---- export
         best = (saved.best() or step) if c.keep == "best" else step
         if best != step:
@@ -165,8 +162,8 @@ class Validation:
 class Log(contextlib.AbstractContextManager["Log"]):
     """Progress bar, JSONL and TensorBoard rows of one stage; the first process alone writes."""
 
-    def __init__(self, folder: pathlib.Path, stage: Stage):
-        self._stage, self._folder, self._path = stage, folder, folder / LOG
+    def __init__(self, folder: pathlib.Path, stage: Stage, saved: Checkpoints):
+        self._stage, self._folder, self._path, self._saved = stage, folder, folder / LOG, saved
         self._writes = parallel.is_main()
         self._board = SummaryWriter(str(folder / "tensorboard"), write_to_disk=self._writes)
         self.seconds_before = 0.0
@@ -177,7 +174,6 @@ class Log(contextlib.AbstractContextManager["Log"]):
 
     def start(self, step: int) -> None:
         """Drops rows after `step`, which a killed run wrote past its last checkpoint and this one writes again."""
-        self.saved = step
         kept = [row for row in read_log(self._path) if row["step"] <= step]
         if self._writes:
             write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
@@ -193,26 +189,28 @@ class Log(contextlib.AbstractContextManager["Log"]):
         if step % self._stage.training.log_every_steps and self._stage.loss_at(step - 1) == self._stage.loss:
             return
         values = {name: float(value) for name, value in jax.device_get(terms).items()}
-        self.refuse(step, {name: values[name] for name in ("loss", "gradient_norm")})
+        self._refuse(step, {name: values[name] for name in ("loss", "gradient_norm")})
         now = time.monotonic()
         share = self._waited / max(now - self._since, 1e-9)
         self._since, self._waited = now, 0.0
         self._bar.set_postfix(loss=f"{values['loss']:.4f}", data_wait=f"{share:.0%}")
         self._write(step, "train", {**values, "data_wait_share": share})
 
-    def refuse(self, step: int, values: dict[str, float]) -> None:
+    def _refuse(self, step: int, values: dict[str, float]) -> None:
         """ConfigError where a value is not finite; notes the learning rate that led there, for a lower one to go on."""
         for name, value in values.items():
             if not np.isfinite(value):
-                key, rate = f"{self._stage.name}.train.learning_rate", self._stage.training.learning_rate
+                rate, kept = self._stage.training.learning_rate, self._saved.latest() or 0
                 if self._writes:
-                    write_json(self._folder / NOT_FINITE, {**rates_left(self._folder), str(rate): self.saved})
+                    write_json(self._folder / NOT_FINITE, {**rates_left(self._folder), str(rate): kept})
                 raise ConfigError(
-                    f"stage '{self._stage.name}': a {name} is {value} by step {step}: lower config key '{key}', which"
-                    f" is {rate}, and training goes on from step {self.saved}"
+                    f"stage '{self._stage.name}': a {name} is {value} by step {step}: lower config key"
+                    f" '{self._stage.name}.train.learning_rate', which is {rate}, and training goes on from step {kept}"
                 )
 
-    def validation(self, step: int, scores: dict[str, float]) -> None:
+    def validation(self, step: int, scores: dict[str, float], most: float) -> None:
+        """Writes a row; ConfigError where the score, or `most`, the largest number in the state, is not finite."""
+        self._refuse(step, {"weight": most, "validation score": scores["score"]})
         self._write(step, "validation", scores)
 
     def _write(self, step: int, kind: str, values: dict[str, float]) -> None:

@@ -93,6 +93,9 @@ def notes(run: Run, values: Mapping[str, float]) -> list[str]:
         for name, value in values.items()
         if name.startswith("control/score/") and value < WEAK
     ]
+    for stage in plan(run.config):
+        for rate, step in run.artefact(stage.name).manifest["info"].get("not_finite", {}).items():
+            found.append(f"Stage '{stage.name}' had a learning rate of {rate} up to step {step}, and lower ones since.")
     found += [
         f"Metric '{name}' was not computed: it needs {' and '.join(METRICS[name].needs)}, which this config has not."
         for name in run.config.evaluate.metrics

@@ -10,17 +10,20 @@ import pytest
 from PIL import Image
 
 from configs import phantom
+from tests.test_features import flip
 from vgjax import build, checkpoint, parallel, pipeline, stages, train
 from vgjax import run as runs
 from vgjax.config import ConfigError, Mesh
 from vgjax.context import VARIABLES
+from vgjax.data.prepare import builder
 from vgjax.data.records import from_png
 from vgjax.evaluation import summary
+from vgjax.evaluation.draw import read_drawn
 from vgjax.features.text import encoder_of
 from vgjax.models.text_encoder import VocabularyEncoder
 from vgjax.sample import Sampler
 from vgjax.stages import denoiser
-from vgjax.types import Request
+from vgjax.types import SPLITS, Request
 
 STAGES = ("prior", "disentangler", "denoiser")
 LARGEST_SEED = (1 << 64) - 1
@@ -279,6 +282,23 @@ def test_a_killed_stage_ends_as_an_uninterrupted_one(finished, tmp_path, monkeyp
     rows = train.read_log(run.artefact(stage).folder / train.LOG)
     steps = [row["step"] for row in rows if row["kind"] == "train"]
     assert steps == sorted(set(steps))  # nothing logged twice
+
+
+@pytest.mark.slow
+def test_picture_records_damaged_after_stage_one_cost_themselves_and_not_the_run(finished, tmp_path, caplog):
+    for name in ("pictures", "vocabulary", "wordings", "prior"):
+        shutil.copytree(finished.artefact(name).folder, tmp_path / "store" / finished.artefact(name).folder.name)
+    for split in SPLITS:
+        (shard,) = (tmp_path / "store").glob(f"pictures-*/{builder.shards('phantom', split)}")
+        flip(shard, row=4)
+    run = runs.open_run(small(), str(tmp_path / "run"))
+    runs.run_all(run)
+    assert run.artefact("factors").manifest["info"]["absent"] == {"train": [4], "validation": [4]}
+    assert fingerprints(run)["prior"] == fingerprints(finished)["prior"]
+    assert len([told for told in caplog.messages if "1 damaged records" in told]) == len(SPLITS)
+    captions = [case.caption for case in summary.load_cases(finished.context)]
+    shown = [request.prompt for request in read_drawn(run.context, "captions").requests]
+    assert shown[:15] == captions[:4] + captions[5:] and len(shown) == 16
 
 
 def test_training_never_sees_factors_or_labels(finished, tmp_path):

@@ -87,7 +87,6 @@ class Options(NamedTuple):
     training: Callable[[], Iterable[np.ndarray]] = tuple
 
 
-CasesOf = Callable[[Sequence[TestCase]], Sequence[TestCase]]
 RequestsOf = Callable[[Sequence[TestCase], Options], Sequence[Request]]
 
 

@@ -329,5 +329,5 @@ def test_hostile_files_are_counted_and_nothing_else_is_lost(tmp_path):
 
 def test_an_empty_split_is_refused(tmp_path):
     root = make_root(tmp_path / "data", count=4)
-    with pytest.raises(ConfigError, match=r"4 usable pictures are 4 groups .* 0 .* validation where 1 are needed.*data\.splits"):
+    with pytest.raises(ConfigError, match=r"4 usable pictures in 4 group.* 0 .* validation, which needs 1.*data\.splits"):
         prepare.prepare(own(root, **{"data.validation_fraction": 0.0}), tmp_path / "records")

@@ -153,6 +153,7 @@ class Run:
         """One process writes; the others compute along where the work is spread over all devices, and wait."""
         inputs = {need: self.artefact(need) for need in producer.needs}
         recipe, make = self.recipe(producer.name), functools.partial(self._make, producer, inputs)
+        logging.info("making %s: %s", producer.name, self.store.status([recipe])[0][2])
         if parallel.is_main():
             self.store.get(recipe, make, producer.loose)
         elif producer.collective:
@@ -163,7 +164,6 @@ class Run:
         return found
 
     def _make(self, producer: Producer, inputs: dict[str, Artefact], folder: pathlib.Path) -> Mapping[str, Any]:
-        logging.info("making %s", producer.name)
         started, config = time.monotonic(), scoped(self.config, producer.keys, producer.free)
         info = producer.make(Context(config, self.mesh, inputs.__getitem__), folder)
         return {"wall_s": time.monotonic() - started, **(info or {})}

@@ -70,8 +70,10 @@ class Parts:
         # A forked child would inherit JAX's threads in an unknown state.
         context = multiprocessing.get_context("spawn")
         pool = concurrent.futures.ProcessPoolExecutor(workers or os.cpu_count(), context, initializer=_end_with_parent)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited: an interrupt is for us to tell
         try:
             waiting = {pool.submit(_packed, chunk, self._settings): path for path, chunk in missing.items()}
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             for future in concurrent.futures.as_completed(waiting):
                 yield waiting[future], future.result()
         except BrokenProcessPool:
@@ -84,8 +86,7 @@ class Parts:
 
 
 def _end_with_parent() -> None:
-    """Makes this process end with the one that started it, however that ends, and leaves Ctrl-C to it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Makes this process end with the one that started it, however that ends."""
     threading.Thread(target=_wait_for_parent, daemon=True).start()
 
 

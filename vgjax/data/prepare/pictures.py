@@ -61,6 +61,8 @@ def prepare(config: Config, folder: pathlib.Path) -> dict[str, Any]:
     if made.skipped:
         reasons = ", ".join(f"{reason} ({count})" for reason, count in report["skipped_by_reason"].items())
         logging.warning("left out, as %s tells one by one: %s", REPORT, reasons)
+    if same := _same(made):
+        logging.warning("all training pictures have the same %s: nothing can be learned of it", ", ".join(same))
     captions = [row["caption"] for split in ("train", "validation") for row in made.rows[split].values()]
     made.clean()
     return {
@@ -72,6 +74,13 @@ def prepare(config: Config, folder: pathlib.Path) -> dict[str, Any]:
         "thresholds": made.thresholds,
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
+
+
+def _same(made: Plan) -> list[str]:
+    """In what the training pictures do not differ."""
+    told = [{"caption": r["caption"], "class": r["label"], **r["factors"]} for r in made.rows["train"].values()]
+    same = [name for name, value in told[0].items() if value and all(one.get(name) == value for one in told)]
+    return same + ["empty mask"] * bool(made.thresholds and "area_fraction" not in made.thresholds)
 
 
 def _shuffle(made: Plan, seed: int) -> None:

@@ -185,8 +185,8 @@ def _assign(config: Config, entries: Sequence[Entry], measured: Measured) -> spl
         kinds[assigned.splits[entry.id]].add(row["sha256"])
     if few := [split for split in SPLITS if len(kinds[split]) < LEAST[split]]:
         raise bad_root(
-            f"{len(ids)} usable pictures are {len(set(groups))} groups (patients, lesions, or what looks alike), which"
-            f" leaves {len(kinds[few[0]])} different ones to the split {few[0]} where {LEAST[few[0]]} are needed: give"
+            f"of {len(ids)} usable pictures in {len(set(groups))} group(s) (a patient, a lesion, or what looks alike)"
+            f" {len(kinds[few[0]])} different one(s) fall into the split {few[0]}, which needs {LEAST[few[0]]}: give"
             " more, change data.validation_fraction or data.test_fraction, or name lists in data.splits"
         )
     return assigned

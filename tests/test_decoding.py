@@ -1,5 +1,6 @@
 """The processes that decode: what becomes of them, and of the work, when one of them or their parent is killed."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -46,10 +47,8 @@ def decoding(tmp_path) -> Iterator[tuple[subprocess.Popen, list[int]]]:
         command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
     )
     yield process, [int(number) for number in process.stdout.readline().split()]
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.communicate()
 
 
@@ -57,7 +56,7 @@ def test_no_process_outlives_a_killed_preparation(decoding):
     process, children = decoding
     assert len(children) == 2
     process.kill()
-    process.communicate(timeout=60)  # ends when the last process that inherited its output has
+    process.communicate(timeout=20)  # ends when the last process that inherited its output has
 
 
 def test_a_killed_decoder_ends_in_one_sentence(decoding, tmp_path):

@@ -241,6 +241,7 @@ def test_long_fields_are_not_repeated_in_full(root):
         (b"", "needs one column image_id, lesion_id, dx:"),
         (b"\n \n\n", "needs one column image_id, lesion_id, dx:"),
         (HEADER.replace("dx,", "").encode(), "needs one column dx:"),
+        (HEADER.replace("dx_type", "dx").encode(), "needs one column dx:"),
         (HEADER.replace("lesion_id", "lesion").encode(), "needs one column lesion_id:"),
         (HEADER.encode("utf-16"), "needs one column image_id, lesion_id, dx:"),
         (b"PK\3\4" + bytes(range(256)) * 20, "needs one column image_id, lesion_id, dx:"),

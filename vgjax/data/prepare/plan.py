@@ -46,13 +46,13 @@ class FileSource:
         """Decodes the dataset into folder/parts and decides the rest.
 
         Raises:
-          ConfigError: nothing usable or too little, too many damaged files, texts or lists of splits that do not fit, or
-            a `folder` inside the root.
+          ConfigError: too little is usable, too much is damaged, texts or lists of splits do not fit, or the root holds
+            `folder`.
         """
         c = config.data
         root = pathlib.Path(c.root).resolve()
         if inside(root, folder):
-            raise bad_root(f"'{root}' holds '{folder}', which every run changes: name a --workdir and --store elsewhere")
+            raise bad_root(f"'{root}' holds '{folder}', which runs change: name a --workdir and --store elsewhere")
         index = self.index(c.root)
         told = _told(index.entries, c.captions_file)
         if c.captions != "measured" and (silent := sum(not entry.text for entry in told)):
@@ -64,7 +64,7 @@ class FileSource:
         if len(parts.skipped) > c.max_bad_fraction * len(told):
             raise ConfigError(
                 f"config key 'data.max_bad_fraction' is {c.max_bad_fraction}, but {len(parts.skipped)} of"
-                f" {len(told)} pictures cannot be decoded, the first: {parts.skipped[0].path}:"
+                f" {len(told)} pictures cannot be used, the first: {parts.skipped[0].path}:"
                 f" {parts.skipped[0].reason}: mend the files or raise it"
             )
         entries, measured = _matched(told, parts)

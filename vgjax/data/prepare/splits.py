@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 from vgjax.atomic import write_text
 from vgjax.config import ConfigError
-from vgjax.data.entries import bad_root
 from vgjax.types import SPLITS
 
 

@@ -75,7 +75,7 @@ def read_text(path: pathlib.Path) -> str:
 
 
 def open_text(base: pathlib.Path, path: pathlib.Path) -> io.TextIOBase:
-    """A UTF-8 file, decompressed where it is .gz, as for `table_rows`; ConfigError where it is no file inside `base`."""
+    """A text file, decompressed where it is .gz, as for `table_rows`; ConfigError where it is no file inside `base`."""
     if not os.path.isfile(path) or not inside(base, path):
         raise ConfigError(f"table '{path}' is no file inside '{base}': replace it by the file itself")
     opened = gzip.open if path.suffix.lower() == ".gz" else open

@@ -260,6 +260,7 @@ def test_a_field_beyond_all_measure_costs_its_row(tmp_path, monkeypatch):
         '{"file_name": ["a.png"], "text": "x"}',
         '{"file_name": "a.png", "text": {"en": "x"}}',
         '{"file_name": "a.png", "text": "x", "mask": [1]}',
+        '{"file_name": "a.png", "text": "x", "text": "y"}',
         '{"file_name": "a.png", "text": ' + "9" * 10_000 + "}",
     ],
 )

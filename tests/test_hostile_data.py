@@ -67,8 +67,8 @@ PHANTOM = [
     ("label_in_caption=maybe", "label_in_caption"),
     ("shuffle_captions=2", "shuffle_captions"),
     ("noise_factors=perhaps", "noise_factors"),
-    ("captions_file=/nowhere/captions.jsonl", "cannot read '/nowhere/captions.jsonl'"),
-    ("splits=/nowhere", "cannot read '/nowhere/train.txt'"),
+    ("captions_file=captions.jsonl", "'data.captions_file' is 'captions.jsonl' with data.source 'phantom'"),
+    ("splits=lists", "'data.splits' is 'lists' with data.source 'phantom'"),
 ]
 
 
@@ -120,6 +120,7 @@ def test_roots_that_hold_no_dataset(tmp_path, source, kind):
 
 
 CAPTIONS = {
+    "missing": ("", "No such file"),
     "a folder": (None, "Is a directory"),
     "no JSON": (b"a,b\nc,d\n", "line 1 is not a JSON object"),
     "no caption": (b'{"id": "a"}\n{"id": "b"}\n', "line 1 is not a JSON object with the texts 'id' and 'caption'"),
@@ -136,7 +137,10 @@ CAPTIONS = {
 def test_captions_files_that_are_none(tmp_path, root, kind):
     content, match = CAPTIONS[kind]
     path = tmp_path / "captions"
-    path.mkdir() if content is None else path.write_bytes(content)
+    if content:
+        path.write_bytes(content)
+    elif content is None:
+        path.mkdir()
     flags = (f"--config.data.root={root}", f"--config.data.captions_file={path}")
     refused(tmp_path, match, "--config=configs/folder.py:smoke", "--mode=prepare", *flags)
 

@@ -14,15 +14,15 @@ from absl import flags
 from vgjax import main
 
 
-class Ended(NamedTuple):
-    """How a command ended."""
+class Outcome(NamedTuple):
+    """Of a command."""
 
     code: int
-    lines: list[str]  # of stderr, but bars of progress
-    output: str
+    out: str
+    lines: list[str]  # of stderr
 
 
-def call(*arguments: str) -> Ended:
+def run(*arguments: str) -> Outcome:
     """`python -m vgjax.main` with these arguments; whatever it raises passes through."""
     for name in list(flags.FLAGS):  # what the last call left
         if name.startswith("config."):
@@ -41,5 +41,4 @@ def call(*arguments: str) -> Ended:
         root.handlers[:], root.level = handlers, level
         jax.config.update("jax_compilation_cache_dir", cache)
         flags.FLAGS.mark_as_parsed()
-    lines = errors.getvalue().replace("\r", "\n").split("\n")
-    return Ended(code, [line for line in lines if line.strip() and "image/s" not in line], output.getvalue())
+    return Outcome(code, output.getvalue(), errors.getvalue().splitlines())

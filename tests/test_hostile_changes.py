@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from configs import folder as folder_config
-from tests.commands import call
+from tests.commands import run
 from tests.test_hostile_folders import IDS, captions, keep, lists, prepare, root, rows, table, whole
 from vgjax import run as runs
 
@@ -50,12 +50,12 @@ def made(root) -> list[str]:
     c = folder_config.get_config("smoke")
     keys = dict(flag.removeprefix("--config.data.").split("=") for flag in flags)
     c.data.update({"root": str(root), "validation_fraction": 0.2, **keys})
-    run = runs.open_run(c, str(root.parent / "run"))
-    run.artefact("pictures")
-    for name in run.producers:
-        run.store.get(run.recipe(name), lambda folder: {})
-    assert {line.split()[1] for line in prepare(root, *flags, mode="status").output.splitlines()} == {"there"}
-    runs._begin(run)
+    made = runs.open_run(c, str(root.parent / "run"))
+    made.artefact("pictures")
+    for name in made.producers:
+        made.store.get(made.recipe(name), lambda folder: {})
+    assert {line.split()[1] for line in prepare(root, *flags, mode="status").out.splitlines()} == {"there"}
+    runs._begin(made)
     return flags
 
 
@@ -63,7 +63,7 @@ def made(root) -> list[str]:
 def test_a_changed_dataset_is_told_with_the_way_on(root, made, kind):
     first = next(root.parent.glob("store/pictures-*[0-9a-f]")).name
     CHANGES[kind](root)
-    told = prepare(root, *made, mode="status").output.splitlines()
+    told = prepare(root, *made, mode="status").out.splitlines()
     assert re.fullmatch(rf"pictures-\w+ +missing +raw data changed \(since {first}\)", told[0])
     assert all("missing" in line for line in told if "not needed" not in line)
     for mode, flag in (("sample", "--prompt=x"), ("evaluate", "--workdir="), ("export", "--prompt=x")):
@@ -81,7 +81,7 @@ def test_a_dataset_that_is_gone_is_told(root):
     shutil.rmtree(root)
     ended = prepare(root, mode="status")
     assert any("is used as it is" in line and "raw data is absent" in line for line in ended.lines)
-    assert re.match(r"pictures-\w+ +there +raw data is absent", ended.output)
+    assert re.match(r"pictures-\w+ +there +raw data is absent", ended.out)
 
 
 def test_a_disk_that_fills_up_while_records_are_written(tmp_path):
@@ -89,10 +89,10 @@ def test_a_disk_that_fills_up_while_records_are_written(tmp_path):
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
     try:
-        ended = call(*command)
+        ended = run(*command)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
     assert ended.code == 2
     assert re.fullmatch(r"error: records in '.*' cannot be written \(File too large\): make room.*", ended.lines[-1])
     assert not list(tmp_path.glob("store/*/manifest.json"))
-    assert call(*command).code == 0  # with room again
+    assert run(*command).code == 0  # with room again

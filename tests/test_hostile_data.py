@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from tests.commands import call
+from tests.commands import run
 from tests.test_prepare import make_root
 
 SOURCES = ("busi", "covid_cxr", "folder", "ham10000", "kvasir_seg", "mimic")
@@ -18,10 +18,10 @@ def root(tmp_path_factory) -> pathlib.Path:
 
 def refused(tmp_path: pathlib.Path, match: str, *arguments: str) -> None:
     """The command ends in one sentence that says so, and leaves nothing behind."""
-    ended = call(*arguments, f"--workdir={tmp_path / 'runs' / 'one'}")
+    ended = run(*arguments, f"--workdir={tmp_path / 'runs' / 'one'}")
     assert ended.code == 2, ended
     (line,) = ended.lines
-    assert line.startswith("error: ") and match in line and ended.output == ""
+    assert line.startswith("error: ") and match in line and ended.out == ""
     assert not (tmp_path / "runs").exists()
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.commands import Ended, call
+from tests.commands import Outcome, run
 from tests.test_prepare import make_root
 from vgjax.data.prepare import splits
 
@@ -29,12 +29,12 @@ def root(whole, tmp_path) -> pathlib.Path:
     return shutil.copytree(whole, tmp_path / "data")
 
 
-def prepare(root: pathlib.Path, *flags: str, mode: str = "prepare") -> Ended:
+def prepare(root: pathlib.Path, *flags: str, mode: str = "prepare") -> Outcome:
     own = (f"--config.data.root={root}", "--config.data.validation_fraction=0.2", f"--workdir={root.parent / 'run'}")
-    return call("--config=configs/folder.py:smoke", f"--mode={mode}", *own, *flags)
+    return run("--config=configs/folder.py:smoke", f"--mode={mode}", *own, *flags)
 
 
-def refused(ended: Ended, match: str, root: pathlib.Path) -> None:
+def refused(ended: Outcome, match: str, root: pathlib.Path) -> None:
     """One sentence at the end, and no artefact."""
     assert ended.code == 2, ended
     assert ended.lines[-1].startswith("error: ") and match in ended.lines[-1], ended
@@ -42,7 +42,7 @@ def refused(ended: Ended, match: str, root: pathlib.Path) -> None:
     assert not list(root.parent.glob("store/pictures-*/manifest.json"))
 
 
-def told(ended: Ended, match: str, root: pathlib.Path) -> dict:
+def told(ended: Outcome, match: str, root: pathlib.Path) -> dict:
     """Done and told, every picture accounted for; returns prepare_report.json."""
     assert ended.code == 0, ended
     assert match in "\n".join(ended.lines), ended
@@ -336,5 +336,5 @@ def test_names_that_no_record_can_hold(root):
 
 
 def test_a_workdir_inside_the_dataset(root):
-    ended = call("--config=configs/folder.py:smoke", f"--config.data.root={root}", f"--workdir={root / 'runs' / 'one'}")
+    ended = run("--config=configs/folder.py:smoke", f"--config.data.root={root}", f"--workdir={root / 'runs' / 'one'}")
     refused(ended, "name a --workdir and --store elsewhere", root)

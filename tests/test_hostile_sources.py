@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests import mimic_tree, test_covid_cxr, test_ham10000_source
-from tests.commands import Ended, call
+from tests.commands import Outcome, run
 
 Files = list[pathlib.Path]
 
@@ -56,9 +56,9 @@ def mimic(root: pathlib.Path, count: int) -> Files:
     return sorted(root.glob("files/**/*.jpg"))
 
 
-def prepared(source: str, root: pathlib.Path, mode: str) -> Ended:
+def prepared(source: str, root: pathlib.Path, mode: str) -> Outcome:
     flags = (f"--config.data.root={root}", f"--workdir={root.parent / 'run'}", f"--mode={mode}")
-    return call(f"--config=configs/{source}.py:smoke", "--config.data.validation_fraction=0.3", *flags)
+    return run(f"--config=configs/{source}.py:smoke", "--config.data.validation_fraction=0.3", *flags)
 
 
 def refused(source: str, root: pathlib.Path, match: str) -> None:

@@ -15,11 +15,11 @@ from vgjax import compatibility
 from vgjax.keys import ConfigError, Group, build, key
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Widths = Annotated[tuple[PositiveInt, ...], Field(strict=False)]  # not strict: a list will do
+Names = Annotated[tuple[str, ...], Field(strict=False)]
 Pixels = Annotated[int, Field(gt=0, lt=1 << 13)]
 Few = Annotated[int, Field(gt=0, lt=1 << 10)]
 Items = Annotated[int, Field(gt=0, lt=1 << 20)]
-Widths = Annotated[tuple[PositiveInt, ...], Field(strict=False)]  # not strict: a list will do
-Names = Annotated[tuple[str, ...], Field(strict=False)]
 
 
 # ---------------------------------------------------------------- the keys

@@ -23,7 +23,7 @@ from vgjax.config import ConfigError
 from vgjax.data.caption.words import ANY
 from vgjax.data.entries import Entry, Index, Listing, bad_root, fault, find, home, shown
 from vgjax.data.prepare.plan import FileSource
-from vgjax.data.read.tables import not_utf8, open_text, table_rows, tidy
+from vgjax.data.read.tables import open_text, table_rows, tidy
 from vgjax.types import SPLITS
 
 HOLDS = "the folder that holds metadata.csv or the pictures"
@@ -168,8 +168,6 @@ def _json_lines(listing: Listing, table: pathlib.Path) -> Iterator[Cells]:
     try:
         with open_text(listing.base, table) as file:
             lines = [(number, line) for number, line in enumerate(file, 1) if line.strip()]
-    except UnicodeDecodeError:
-        raise not_utf8(table) from None
     except OSError as error:
         raise ConfigError(f"table '{table}' cannot be read ({error.strerror}): make it readable") from error
     parsed: list[tuple[str, dict[str, Any]]] = []

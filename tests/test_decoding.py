@@ -15,7 +15,7 @@ from tests.conftest import REPO
 
 # Prints the ids of the processes that decode, as soon as all are there.
 DECODING = """
-import multiprocessing, pathlib, sys, threading, time
+import _thread, multiprocessing, pathlib, sys, threading, time
 from vgjax.config import ConfigError
 from vgjax.data.caption import words
 from vgjax.data.entries import Entry
@@ -27,6 +27,7 @@ def tell():
         time.sleep(0.01)
     print(*(child.pid for child in found), flush=True)
 
+sys.unraisablehook = lambda lost: _thread.interrupt_main()  # an interrupt in a callback of JAX reaches us still
 root = pathlib.Path(sys.argv[1])
 parts.CHUNK, parts.FEW = 4, 0
 entries = [Entry(f"{number}", root / "a.png") for number in range(4000)]
@@ -56,13 +57,13 @@ def test_no_process_outlives_a_killed_preparation(decoding):
     process, children = decoding
     assert len(children) == 2
     process.kill()
-    process.communicate(timeout=20)  # ends when the last process that inherited its output has
+    process.communicate(timeout=120)  # ends when the last process that inherited its output has
 
 
 def test_a_killed_decoder_ends_in_one_sentence(decoding, tmp_path):
     process, children = decoding
     os.kill(children[0], signal.SIGKILL)
-    told = process.communicate(timeout=60)[1].splitlines()[-1]
+    told = process.communicate(timeout=120)[1].splitlines()[-1]
     assert process.returncode == 1
     assert told.startswith("error: a process that decodes was killed") and "data.workers" in told
     assert (tmp_path / "parts").is_dir()
@@ -71,6 +72,6 @@ def test_a_killed_decoder_ends_in_one_sentence(decoding, tmp_path):
 def test_an_interrupt_ends_all_and_is_told_by_one(decoding):
     process, _ = decoding
     os.killpg(process.pid, signal.SIGINT)
-    told = process.communicate(timeout=60)[1]
+    told = process.communicate(timeout=120)[1]
     assert process.returncode == -signal.SIGINT
     assert told.count("Traceback") == 1 and "SpawnProcess" not in told

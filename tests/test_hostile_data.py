@@ -120,8 +120,8 @@ def test_roots_that_hold_no_dataset(tmp_path, source, kind):
 
 
 CAPTIONS = {
-    "missing": ("", "No such file"),
-    "a folder": (None, "Is a directory"),
+    "missing": ("", "No such file or directory"),
+    "a folder": (None, "cannot read '"),
     "no JSON": (b"a,b\nc,d\n", "line 1 is not a JSON object"),
     "no caption": (b'{"id": "a"}\n{"id": "b"}\n', "line 1 is not a JSON object with the texts 'id' and 'caption'"),
     "numbers": (b'{"id": 1, "caption": "x"}\n\n', "line 1 is not a JSON object"),

@@ -153,7 +153,9 @@ class Run:
         """One process writes; the others compute along where the work is spread over all devices, and wait."""
         inputs = {need: self.artefact(need) for need in producer.needs}
         recipe = self.recipe(producer.name)
-        make = functools.partial(self._make, producer, inputs, self.store.status([recipe])[0][2])
+        _, state, why = self.store.status([recipe])[0]
+        why = why.partition(" (")[0] if state == "missing" else state
+        make = functools.partial(self._make, producer, inputs, why)
         if parallel.is_main():
             self.store.get(recipe, make, producer.loose)
         elif producer.collective:

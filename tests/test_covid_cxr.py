@@ -189,11 +189,12 @@ def test_odd_names_and_folders_are_accounted_for(tmp_path):
     assert refused(root) == {"images/pipe.png": ("not a file", True), "images/\ufffd.png": ("name is not UTF-8", True)}
 
 
-@pytest.mark.parametrize("encoding", ["utf-8-sig", "latin-1"])
-def test_encodings_of_the_table(tmp_path, encoding):
-    root = make(tmp_path / "d", {"filename": "a.jpg", "clinical_notes": "Caf\xe9 visit."}, encoding=encoding)
-    entry, *_ = SOURCE.index(str(root)).entries
-    assert entry.text == ("Caf\xe9 visit." if encoding == "utf-8-sig" else "Caf visit.")
+def test_encodings_of_the_table(tmp_path):
+    for encoding in ("utf-8-sig", "latin-1"):
+        make(tmp_path / encoding, {"filename": "a.jpg", "clinical_notes": "Caf\xe9 visit."}, encoding=encoding)
+    assert SOURCE.index(str(tmp_path / "utf-8-sig")).entries[0].text == "Caf\xe9 visit."
+    with pytest.raises(ConfigError, match=r"metadata\.csv' is not UTF-8"):
+        SOURCE.index(str(tmp_path / "latin-1"))
 
 
 def test_short_rows_and_a_quote_left_open_cost_no_more_than_what_they_hold(tmp_path):

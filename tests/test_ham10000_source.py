@@ -238,12 +238,13 @@ def test_long_fields_are_not_repeated_in_full(root):
 @pytest.mark.parametrize(
     ("table", "complaint"),
     [
-        (b"", "no column image_id, lesion_id, dx:"),
-        (b"\n \n\n", "no column image_id, lesion_id, dx:"),
-        (HEADER.replace("dx,", "").encode(), "no column dx:"),
-        (HEADER.replace("lesion_id", "lesion").encode(), "no column lesion_id:"),
-        (HEADER.encode("utf-16"), "no column image_id, lesion_id, dx:"),
-        (b"PK\3\4" + bytes(range(256)) * 20, "no column image_id, lesion_id, dx:"),
+        (b"", "needs one column image_id, lesion_id, dx:"),
+        (b"\n \n\n", "needs one column image_id, lesion_id, dx:"),
+        (HEADER.replace("dx,", "").encode(), "needs one column dx:"),
+        (HEADER.replace("dx_type", "dx").encode(), "needs one column dx:"),
+        (HEADER.replace("lesion_id", "lesion").encode(), "needs one column lesion_id:"),
+        (HEADER.encode("utf-16"), "needs one column image_id, lesion_id, dx:"),
+        (b"PK\3\4" + bytes(range(256)) * 20, "needs one column image_id, lesion_id, dx:"),
         (
             HEADER.encode(),
             "no usable picture (4 skipped, the first: HAM10000_images_part_1/ISIC_1.jpg: image without row)",

@@ -104,6 +104,12 @@ def _stages_from_files(c: Flat) -> Iterator[Broken]:
 def _choices(c: Flat) -> Iterator[Broken]:
     if c["data.source"] == "phantom" and c["data.views"] > 1:
         yield "data.views", " with data.source 'phantom', which draws any number of pictures: set it to 1"
+    for key in ("data.captions_file", "data.splits"):
+        if c[key] and c["data.source"] == "phantom":
+            yield key, " with data.source 'phantom', which has captions and splits of its own: leave it empty"
+    if c["data.test_fraction"] + c["data.validation_fraction"] >= 1:
+        conflict = f" and data.validation_fraction {c['data.validation_fraction']}: their sum must be below 1"
+        yield "data.test_fraction", conflict
     condition, learns_from, objective = c["denoiser.condition"], c["denoiser.learn_from"], c["diffusion.objective"]
     from_text = condition in ("published", "text_heads") or (condition == "factors" and learns_from == "text")
     if from_text and c["disentangler.method"] != "regression":

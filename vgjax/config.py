@@ -17,6 +17,9 @@ from vgjax.keys import ConfigError, Group, build, key
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Widths = Annotated[tuple[PositiveInt, ...], Field(strict=False)]  # not strict: a list will do
 Names = Annotated[tuple[str, ...], Field(strict=False)]
+Pixels = Annotated[int, Field(gt=0, lt=1 << 13)]
+Few = Annotated[int, Field(gt=0, lt=1 << 10)]
+Items = Annotated[int, Field(gt=0, lt=1 << 20)]
 
 
 # ---------------------------------------------------------------- the keys
@@ -29,7 +32,7 @@ class Data(Group):
         "phantom", "dataset to read; phantom: rendered"
     )
     root: str = key("", "folder of the dataset in its original layout; unused by phantom")
-    image_size: PositiveInt = key(32, "pixels a side of the squares that everything works on")
+    image_size: Pixels = key(32, "pixels a side of the squares that everything works on")
     aspect: Literal["crop", "pad", "stretch"] = key(
         "crop", "how pictures become square, masks alike: crop (centre), pad (black) or stretch"
     )
@@ -38,15 +41,15 @@ class Data(Group):
     )
     captions_file: str = key("", "JSON lines of id and caption, as the dataset's text (vgjax.data.caption.captioner)")
     label_in_caption: bool = key(False, "say the class in the caption")
-    wordings: PositiveInt = key(8, "further captions of a training picture, said anew")
-    views: PositiveInt = key(1, "most records of a training picture: itself, its symmetries, then crops of those")
+    wordings: Few = key(8, "further captions of a training picture, said anew")
+    views: Few = key(1, "most records of a training picture: itself, its symmetries, then crops of those")
     splits: str = key("", "folder of train.txt, validation.txt, test.txt, an id a line; empty: the dataset's or hashed")
     max_bad_fraction: Fraction = key(0.05, "share of the pictures; more that cannot be decoded stop the preparation")
     max_pixels: PositiveInt = key(64_000_000, "pixels of a picture; larger ones are refused")
-    workers: NonNegativeInt = key(0, "processes that decode; 0: one a core")
-    train_items: NonNegativeInt = key(8000, "phantom only: training pictures to render")
-    validation_items: NonNegativeInt = key(500, "phantom only: validation pictures to render")
-    test_items: NonNegativeInt = key(2000, "phantom only: test pictures to render")
+    workers: Annotated[int, Field(ge=0, lt=1 << 10)] = key(0, "processes that decode; 0: one a core")
+    train_items: Annotated[int, Field(gt=1, lt=1 << 20)] = key(8000, "phantom only: training pictures to render")
+    validation_items: Items = key(500, "phantom only: validation pictures to render")
+    test_items: Items = key(2000, "phantom only: test pictures to render")
     validation_fraction: Fraction = key(0.05, "share of the pictures, in datasets without an official split")
     test_fraction: Fraction = key(0.20, "share of the pictures, in datasets without an official split")
     intensity: Literal["dataset", "per_image"] = key(

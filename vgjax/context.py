@@ -155,7 +155,10 @@ class Run:
     def _get(self, producer: Producer) -> Artefact:
         """One process writes; the others compute along where the work is spread over all devices, and wait."""
         inputs = {need: self.artefact(need) for need in producer.needs}
-        recipe, make = self.recipe(producer.name), functools.partial(self._make, producer, inputs)
+        recipe = self.recipe(producer.name)
+        _, state, why = self.store.status([recipe])[0]
+        why = why.partition(" (")[0] if state == "missing" else state
+        make = functools.partial(self._make, producer, inputs, why)
         if parallel.is_main():
             self.store.get(recipe, make, producer.loose)
         elif producer.collective:
@@ -165,8 +168,8 @@ class Run:
         assert found, f"{producer.name} was made and is not there"
         return found
 
-    def _make(self, producer: Producer, inputs: dict[str, Artefact], folder: pathlib.Path) -> Mapping[str, Any]:
-        logging.info("making %s", producer.name)
+    def _make(self, producer: Producer, inputs: dict[str, Artefact], why: str, folder: pathlib.Path) -> dict[str, Any]:
+        logging.info("making %s: %s", producer.name, why)
         started, config = time.monotonic(), scoped(self.config, producer.keys, producer.free)
         info = producer.make(Context(config, self.mesh, inputs.__getitem__), folder)
         return {"wall_s": time.monotonic() - started, **(info or {})}

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import pathlib
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -44,10 +45,22 @@ def from_png(data: bytes) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(data)))
 
 
+@contextlib.contextmanager
+def writing(folder: pathlib.Path) -> Iterator[None]:
+    """ConfigError where records cannot be written: array_record has no error of its own for a full disk."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (failed := re.search(r"\w+\(\) failed: ([^;]+); writing", str(error))):
+            raise
+        raise ConfigError(f"records in '{folder}' cannot be written ({failed[1]}): make room and run again") from None
+
+
 def write(path: pathlib.Path, rows: Iterable[dict[str, Any]]) -> int:
     """Writes rows to one file, atomically, and returns how many. One record a group: damage stays local."""
     count = 0
-    with replacing(path) as part, contextlib.closing(ArrayRecordWriter(str(part), "group_size:1")) as writer:
+    open_writer = lambda part: contextlib.closing(ArrayRecordWriter(str(part), "group_size:1"))
+    with writing(path.parent), replacing(path) as part, open_writer(part) as writer:
         for row in rows:
             writer.write(encode(row))
             count += 1

@@ -119,7 +119,7 @@ class VocabularyEncoder:
         commonest = lambda entry: (-counts[entry], entry)
         words = sorted((entry for entry in counts if " " not in entry), key=commonest)
         if not words:
-            raise ConfigError("config key 'text_encoder.kind' is 'vocabulary', but no training caption holds a word")
+            raise ConfigError("no training caption holds a word: give them text, or set data.captions to 'measured'")
         if len(words) > width:
             logging.warning(
                 "text_encoder.width is %d: %d of %d words of the training captions, the rarest, are left out",

@@ -12,7 +12,7 @@ import tensorflow_datasets as tfds
 from tqdm import tqdm
 
 from vgjax.config import ConfigError
-from vgjax.data.records import REMEDY
+from vgjax.data.records import REMEDY, writing
 
 Row = Mapping[str, Any]
 
@@ -55,7 +55,7 @@ def write(folder: pathlib.Path, name: str, rows: Mapping[str, Iterable[Row]]) ->
     tfds.disable_progress_bar()
     builder = Prepared(rows, folder, name)
     # tfds speaks of downloading, which never happens here.
-    with contextlib.redirect_stdout(io.StringIO()):
+    with writing(folder), contextlib.redirect_stdout(io.StringIO()):
         builder.download_and_prepare()
 
 

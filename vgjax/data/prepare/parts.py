@@ -6,13 +6,17 @@ import multiprocessing
 import os
 import pathlib
 import shutil
+import signal
+import threading
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
 import msgpack
 from tqdm import tqdm
 
 from vgjax.atomic import replacing
+from vgjax.config import ConfigError
 from vgjax.data.entries import Entry, Skip
 from vgjax.data.read import decode
 from vgjax.data.read.decode import Settings
@@ -65,10 +69,31 @@ class Parts:
             return
         # A forked child would inherit JAX's threads in an unknown state.
         context = multiprocessing.get_context("spawn")
-        with concurrent.futures.ProcessPoolExecutor(workers or os.cpu_count(), mp_context=context) as pool:
+        pool = concurrent.futures.ProcessPoolExecutor(workers or os.cpu_count(), context, initializer=_end_with_parent)
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])  # inherited: an interrupt is for us to tell
+        try:
             waiting = {pool.submit(_packed, chunk, self._settings): path for path, chunk in missing.items()}
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
             for future in concurrent.futures.as_completed(waiting):
                 yield waiting[future], future.result()
+        except BrokenProcessPool:
+            raise ConfigError(
+                "a process that decodes was killed, which a lack of memory does: lower data.workers or data.max_pixels"
+                " and run again; what is decoded is kept"
+            ) from None
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+def _end_with_parent() -> None:
+    """Makes this process end with the one that started it, however that ends."""
+    threading.Thread(target=_wait_for_parent, daemon=True).start()
+
+
+def _wait_for_parent() -> None:
+    if parent := multiprocessing.parent_process():
+        parent.join()
+        os._exit(1)
 
 
 def _packed(chunk: Sequence[Entry], settings: Settings) -> list[Row]:

@@ -5,6 +5,7 @@ index (names and tables) -> parts (decoded in parallel, resumable) -> groups -> 
 """
 
 import importlib.metadata
+import logging
 import pathlib
 from collections import Counter
 from collections.abc import Iterator
@@ -17,8 +18,9 @@ from vgjax.config import Config
 from vgjax.context import Producer
 from vgjax.data.caption.measure import SIDED
 from vgjax.data.entries import Plan
-from vgjax.data.prepare import builder
+from vgjax.data.prepare import builder, splits
 from vgjax.data.prepare.splits import number
+from vgjax.data.read.tables import read_captions
 from vgjax.data.sources import SOURCES
 from vgjax.types import SPLITS
 
@@ -27,8 +29,12 @@ LIBRARIES = ("array-record", "numpy", "pillow", "scikit-image", "tensorflow-data
 
 
 def check(config: Config) -> None:
-    """Raises ConfigError where the source cannot be read; looks at the layout only."""
+    """Raises ConfigError where source, captions file or lists of splits cannot be read; looks at no picture."""
     SOURCES[config.data.source].check(config.data.root)
+    if config.data.captions_file:
+        read_captions(config.data.captions_file)
+    if config.data.splits:
+        splits.read(config.data.splits)
 
 
 def prepare(config: Config, folder: pathlib.Path) -> dict[str, Any]:
@@ -50,7 +56,13 @@ def prepare(config: Config, folder: pathlib.Path) -> dict[str, Any]:
         _shuffle(made, config.seed)
     builder.write(folder, config.data.source, {split: _rows(made, split, config) for split in SPLITS})
     counts = {split: len(made.rows[split]) for split in SPLITS}
-    write_json(folder / REPORT, _report(made, counts))
+    report = _report(made, counts)
+    write_json(folder / REPORT, report)
+    if made.skipped:
+        reasons = ", ".join(f"{reason} ({count})" for reason, count in report["skipped_by_reason"].items())
+        logging.warning("left out, as %s tells one by one: %s", REPORT, reasons)
+    if same := _same(made):
+        logging.warning("all training pictures have the same %s: nothing can be learned of it", ", ".join(same))
     captions = [row["caption"] for split in ("train", "validation") for row in made.rows[split].values()]
     made.clean()
     return {
@@ -62,6 +74,13 @@ def prepare(config: Config, folder: pathlib.Path) -> dict[str, Any]:
         "thresholds": made.thresholds,
         "versions": {name: importlib.metadata.version(name) for name in LIBRARIES},
     }
+
+
+def _same(made: Plan) -> list[str]:
+    """In what the training pictures do not differ."""
+    told = [{"caption": r["caption"], "class": r["label"], **r["factors"]} for r in made.rows["train"].values()]
+    same = [name for name, value in told[0].items() if value and all(one.get(name) == value for one in told)]
+    return same + ["empty mask"] * bool(made.thresholds and "area_fraction" not in made.thresholds)
 
 
 def _shuffle(made: Plan, seed: int) -> None:

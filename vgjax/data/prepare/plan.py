@@ -16,13 +16,14 @@ from vgjax.data.caption import measure as captions
 from vgjax.data.caption.mask_reading import mask_reader
 from vgjax.data.caption.wordings import shortened, swapped
 from vgjax.data.caption.words import Vocabulary
-from vgjax.data.entries import Entry, Index, Plan, Reader, Thresholds, bad_root
+from vgjax.data.entries import Entry, Index, Plan, Reader, Thresholds, bad_root, inside
 from vgjax.data.prepare import duplicates, splits
 from vgjax.data.prepare.parts import Parts
 from vgjax.data.read.decode import Settings
-from vgjax.data.read.tables import read_captions
+from vgjax.data.read.tables import read_captions, tidy
 from vgjax.types import SPLITS
 
+LEAST = {"train": 2, "validation": 1, "test": 1}  # different pictures; one alone has no principal directions
 Measured = Sequence[Mapping[str, Any]]  # what `decode` tells of each picture but the pictures themselves
 
 
@@ -45,30 +46,37 @@ class FileSource:
         """Decodes the dataset into folder/parts and decides the rest.
 
         Raises:
-          ConfigError: nothing usable, too many damaged files, or lists of splits that do not fit.
+          ConfigError: too little is usable, too much is damaged, texts or lists of splits do not fit, or the root holds
+            `folder`.
         """
         c = config.data
+        root = pathlib.Path(c.root).resolve()
+        if inside(root, folder):
+            raise bad_root(f"'{root}' holds '{folder}', which runs change: name a --workdir and --store elsewhere")
         index = self.index(c.root)
-        root = str(pathlib.Path(c.root).resolve())
-        settings = Settings(root, c.image_size, c.aspect, c.max_pixels, self.vocabulary, self.symmetries)
-        parts = Parts(folder / "parts", index.entries, settings)
+        told = _told(index.entries, c.captions_file)
+        if c.captions != "measured" and (silent := sum(not entry.text for entry in told)):
+            logging.info("%d of %d pictures have no text: what is measured on them is said", silent, len(told))
+        _listed(config, [entry.id for entry in told], c.max_bad_fraction)
+        settings = Settings(str(root), c.image_size, c.aspect, c.max_pixels, self.vocabulary, self.symmetries)
+        parts = Parts(folder / "parts", told, settings)
         parts.decode(c.workers)
-        if len(parts.skipped) > c.max_bad_fraction * len(index.entries):
+        if len(parts.skipped) > c.max_bad_fraction * len(told):
             raise ConfigError(
                 f"config key 'data.max_bad_fraction' is {c.max_bad_fraction}, but {len(parts.skipped)} of"
-                f" {len(index.entries)} pictures cannot be decoded, the first: {parts.skipped[0].path}:"
+                f" {len(told)} pictures cannot be used, the first: {parts.skipped[0].path}:"
                 f" {parts.skipped[0].reason}: mend the files or raise it"
             )
-        entries, measured = _matched(index.entries, parts, c.captions_file)
+        entries, measured = _matched(told, parts)
         groups = group(entries, measured)
         entries = [dataclasses.replace(entry, group=name) for entry, name in zip(entries, groups, strict=True)]
-        assigned = _assign(config, entries)
+        assigned = _assign(config, entries, measured)
         training = [row["attributes"] for row in measured if assigned.splits[row["id"]] == "train"]
         thresholds = captions.fit_thresholds(training, self.vocabulary)
         further = list(self._views(config, entries, assigned.splits))
         views = Parts(folder / "views", further, settings)
         views.decode(c.workers)
-        seen, measured_views = _matched(further, views, c.captions_file)
+        seen, measured_views = _matched(further, views)
         places = assigned.splits | {entry.id: "train" for entry in seen}
         everyone = [*entries, *seen]
         rows = _captioned(config, self.vocabulary, thresholds, everyone, [*measured, *measured_views], places)
@@ -106,10 +114,25 @@ def _remove(*parts: Parts) -> None:
         one.remove()
 
 
-def _matched(entries: Sequence[Entry], parts: Parts, captions_file: str) -> tuple[list[Entry], Measured]:
+def _told(entries: Sequence[Entry], captions_file: str) -> list[Entry]:
+    """Entries with the texts of the file, if any, where it has some; ConfigError where it has none of them."""
+    if not captions_file:
+        return list(entries)
+    own = read_captions(captions_file)
+    found = own.keys() & {entry.id for entry in entries}
+    if not found:
+        raise ConfigError(
+            f"config key 'data.captions_file': '{captions_file}' has {len(own)} captions and none of them is of one of"
+            f" the {len(entries)} pictures, the first of which is {entries[0].id!r}: use the captions of this dataset"
+        )
+    counts = len(found), len(entries), len(own) - len(found)
+    logging.info("captions_file: %d of %d pictures have a caption there, and %d captions have no picture", *counts)
+    return [dataclasses.replace(entry, text=tidy(own.get(entry.id, entry.text))) for entry in entries]
+
+
+def _matched(entries: Sequence[Entry], parts: Parts) -> tuple[list[Entry], Measured]:
     """Entries that could be decoded, with what was measured on them (the pictures themselves stay on disk)."""
-    own = read_captions(captions_file) if captions_file else {}
-    by_id = {entry.id: dataclasses.replace(entry, text=own.get(entry.id, entry.text)) for entry in entries}
+    by_id = {entry.id: entry for entry in entries}
     measured = [{name: value for name, value in row.items() if name not in ("image", "mask")} for row in parts]
     return [by_id[row["id"]] for row in measured], measured
 
@@ -133,26 +156,39 @@ def group(entries: Sequence[Entry], measured: Measured) -> list[str]:
     return [one[name] for name in names]
 
 
-def _assign(config: Config, entries: Sequence[Entry]) -> splits.Assigned:
+def _listed(config: Config, ids: Sequence[str], may_lack: float) -> dict[str, str]:
+    """Id -> split from the lists that the config names, if any; ConfigError where more than a share of ids is absent.
+
+    Args:
+      may_lack: the share, of pictures that may turn out to be damaged.
+    """
+    folder = config.data.splits
+    listed = splits.read(folder) if folder else {}
+    unlisted = [item_id for item_id in ids if item_id not in listed]
+    if folder and len(unlisted) > may_lack * len(ids):
+        raise ConfigError(
+            f"config key 'data.splits': the lists in '{folder}' lack {len(unlisted)} of {len(ids)} pictures, the first:"
+            f" {unlisted[0]!r}: use the lists of this dataset"
+        )
+    return listed
+
+
+def _assign(config: Config, entries: Sequence[Entry], measured: Measured) -> splits.Assigned:
     """Splits from the lists that the config names, the dataset's own, or by hash."""
     c, ids = config.data, [entry.id for entry in entries]
-    official = [entry.split for entry in entries]
-    if c.splits:
-        listed = splits.read(c.splits)
-        if unlisted := [item_id for item_id in ids if item_id not in listed]:
-            raise ConfigError(
-                f"config key 'data.splits': the lists in '{c.splits}' lack {len(unlisted)} of {len(ids)} pictures, the"
-                f" first: {unlisted[0]!r}: use the lists of this dataset"
-            )
-        official = [listed[item_id] for item_id in ids]
+    listed = _listed(config, ids, 0.0)
+    official = [listed.get(entry.id, entry.split) for entry in entries]
     groups, labels = [entry.group for entry in entries], [entry.label for entry in entries]
     assigned = splits.assign(ids, groups, labels, official, config.seed, c.test_fraction, c.validation_fraction)
-    for split in ("validation", "test"):  # `assign` has seen to train
-        if split not in assigned.splits.values():
-            raise bad_root(
-                f"of {len(ids)} usable pictures none falls into the split {split}: give more"
-                f" pictures, raise data.{split}_fraction, or name lists in data.splits"
-            )
+    kinds = {split: set[str]() for split in SPLITS}
+    for entry, row in zip(entries, measured, strict=True):
+        kinds[assigned.splits[entry.id]].add(row["sha256"])
+    if few := [split for split in SPLITS if len(kinds[split]) < LEAST[split]]:
+        raise bad_root(
+            f"of {len(ids)} usable pictures in {len(set(groups))} group(s) (a patient, a lesion, or what looks alike)"
+            f" {len(kinds[few[0]])} different one(s) fall into the split {few[0]}, which needs {LEAST[few[0]]}: give"
+            " more, change data.validation_fraction or data.test_fraction, or name lists in data.splits"
+        )
     return assigned
 
 

@@ -16,7 +16,6 @@ from typing import NamedTuple
 
 from vgjax.atomic import write_text
 from vgjax.config import ConfigError
-from vgjax.data.entries import bad_root
 from vgjax.types import SPLITS
 
 
@@ -74,25 +73,14 @@ def assign(
     group "" is its own. Splits do not depend on the labels ("" for none), which only feed `absent`.
 
     Raises:
-      ConfigError: the fractions leave nothing to train on, only some pictures have an official split, one is unknown,
-        or no picture falls into the training part.
+      ConfigError: only some pictures have an official split, or one is unknown.
     """
-    if min(test_fraction, validation_fraction) < 0 or test_fraction + validation_fraction >= 1:
-        raise ConfigError(
-            f"config keys 'data.test_fraction' and 'data.validation_fraction' are {test_fraction} and"
-            f" {validation_fraction}: both must be at least 0 and their sum below 1"
-        )
     given = _official_parts(ids, official)
     cut = (seed, 0.0 if "test" in given else test_fraction, 0.0 if "validation" in given else validation_fraction)
     splits = {
         item_id: own if own in ("test", "validation") else split_of(name or item_id, *cut)
         for item_id, name, own in zip(ids, groups, official, strict=True)
     }
-    if "train" not in splits.values():
-        raise bad_root(
-            f"of {len(ids)} usable pictures none falls into the training split: give a fuller folder or lower"
-            " data.test_fraction"
-        )
     if torn := _torn(splits, dict(zip(ids, groups, strict=True))):
         logging.warning("the dataset's own splits tear %d groups apart, the first: %s", len(torn), next(iter(torn)))
     pairs = itertools.product(set(labels) - {""}, set(splits.values()))

@@ -1,5 +1,6 @@
 """Tables that come with datasets: read row by row, whatever stands in them."""
 
+import contextlib
 import csv
 import gzip
 import io
@@ -25,11 +26,11 @@ def tidy(text: str) -> str:
 def table_rows(listing: Listing, path: pathlib.Path, required: Iterable[str]) -> Iterator[dict[str, str]]:
     """Rows of a table with commas, by column, one at a time; `.gz` is decompressed on the way.
 
-    Bytes that are no UTF-8 become U+FFFD. Fields that a row lacks at its end are "", surplus ones are dropped, blank
-    rows left out. A field beyond `MAX_FIELD` costs its row, which is skipped.
+    Fields that a row lacks at its end are "", surplus ones are dropped, blank rows left out. A field beyond `MAX_FIELD`
+    costs its row, which is skipped.
 
     Raises:
-      ConfigError: the table is unreadable, truncated or outside the root, or lacks a column.
+      ConfigError: the table is unreadable, truncated, no UTF-8 or outside the root, or lacks a column or has one twice.
     """
     csv.field_size_limit(MAX_FIELD)
     try:
@@ -41,6 +42,8 @@ def table_rows(listing: Listing, path: pathlib.Path, required: Iterable[str]) ->
                     f"table '{path}' has no column {', '.join(absent)} (it has"
                     f" {', '.join(header)[:300] or 'none'}): name its columns in the first line"
                 )
+            if twice := sorted({name for name in header if name and header.count(name) > 1}):
+                raise ConfigError(f"table '{path}' has the column {', '.join(twice)} twice: keep one")
             while True:
                 try:
                     line = next(reader)
@@ -64,12 +67,17 @@ def read_text(path: pathlib.Path) -> str:
         raise bad_root(f"'{path}' cannot be read ({error.strerror}): make it readable") from error
 
 
-def open_text(base: pathlib.Path, path: pathlib.Path) -> io.TextIOBase:
-    """A text file, decompressed where it is .gz, as for `table_rows`; ConfigError where it is no file inside `base`."""
+@contextlib.contextmanager
+def open_text(base: pathlib.Path, path: pathlib.Path) -> Iterator[io.TextIOBase]:
+    """A UTF-8 file, decompressed where it is .gz; ConfigError where it is none, or no file inside `base`."""
     if not os.path.isfile(path) or not inside(base, path):
         raise ConfigError(f"table '{path}' is no file inside '{base}': replace it by the file itself")
     opened = gzip.open if path.suffix.lower() == ".gz" else open
-    return opened(path, "rt", encoding="utf-8-sig", errors="replace", newline="")
+    try:
+        with opened(path, "rt", encoding="utf-8-sig", newline="") as file:
+            yield file
+    except UnicodeDecodeError:
+        raise ConfigError(f"table '{path}' is not UTF-8: save it as UTF-8 text") from None
 
 
 def read_captions(path: str | os.PathLike[str]) -> dict[str, str]:

@@ -174,7 +174,8 @@ def _json_lines(listing: Listing, table: pathlib.Path) -> Iterator[Cells]:
     for number, line in lines:
         where = f"{shown(listing.base, table)}:{number}"
         try:
-            row = json.loads(line, parse_constant=lambda _: None)  # NaN is how a table with gaps is often written
+            # NaN is how a table with gaps is often written.
+            row = json.loads(line, parse_constant=lambda _: None, object_pairs_hook=_once)
             wrong = "" if _usable(row) else "no object of plain values"
         except (ValueError, RecursionError) as error:
             wrong = f"no JSON: {str(error)[:200]}"
@@ -188,6 +189,12 @@ def _json_lines(listing: Listing, table: pathlib.Path) -> Iterator[Cells]:
     for where, row in parsed:
         cells = {key: "" if row.get(key) is None else str(row[key]) for key in KEYS}
         yield where, cells, _mask_names(row) if has_masks else None
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    if len(row := dict(pairs)) < len(pairs):
+        raise ValueError("a key twice")
+    return row
 
 
 def _usable(row: Any) -> bool:

@@ -77,8 +77,8 @@ def _read(listing: Listing, table: pathlib.Path) -> dict[str, tuple[str, str] | 
     """Lesion and class by image id, None where rows contradict one another; all but the first of an id are skipped."""
     lines = _lines(read_text(table))
     header = [cell.strip().lower() for cell in lines[0]] if lines else []
-    if absent := [name for name in COLUMNS if name not in header]:
-        raise bad_root(f"table '{table}' has no column {', '.join(absent)}: take the archive's own table")
+    if wrong := [name for name in COLUMNS if header.count(name) != 1]:
+        raise bad_root(f"table '{table}' needs one column {', '.join(wrong)}: take the archive's own table")
     columns = [header.index(name) for name in COLUMNS]
     rows: dict[str, tuple[str, str] | None] = {}
     for line in lines[1:]:

@@ -232,8 +232,10 @@ def _report(base: pathlib.Path, study: pathlib.Path) -> tuple[str, str, str]:
     if not os.path.isfile(path):
         return "", "unreadable report", "not a file"
     try:
-        with open(path, encoding="utf-8", errors="replace") as file:
+        with open(path, encoding="utf-8") as file:
             return tidy(caption(file.read(MAX_REPORT))), "", ""
+    except UnicodeDecodeError:
+        return "", "unreadable report", "not UTF-8"
     except OSError as error:
         return "", "unreadable report", str(error.strerror)
 

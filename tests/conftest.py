@@ -4,10 +4,12 @@ JAX and the Hugging Face hub read these environment variables when they are impo
 inherit them; so they are set before anything else is imported.
 """
 
+import contextlib
 import ipaddress
 import os
+import signal
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -74,3 +76,39 @@ def data_root() -> Path:
     if not root.is_dir():
         pytest.skip(f"real data not found at {root}; set VGJAX_TEST_DATA to the folder that holds the datasets")
     return root
+
+
+@pytest.fixture
+def at_once() -> Iterator[None]:
+    """Fails a test that waits, for a pipe to be written to, say, longer than ten seconds."""
+
+    def fail(*_: object) -> None:
+        raise TimeoutError("it waits")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.setitimer(signal.ITIMER_REAL, 10)
+    yield
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture
+def unprivileged() -> Callable[[Path], contextlib.AbstractContextManager[None]]:
+    """Makes a file, or takes one, that the block may neither read nor write: not even a test that runs as root."""
+
+    @contextlib.contextmanager
+    def without(path: Path) -> Iterator[None]:
+        if not path.exists():
+            path.touch()
+        mode, user = path.stat().st_mode, os.geteuid()
+        path.chmod(0)
+        if not user:
+            os.seteuid(65534)
+        try:
+            yield
+        finally:
+            if not user:
+                os.seteuid(user)
+            path.chmod(mode)
+
+    return without

@@ -409,3 +409,16 @@ def make(folder: Path) -> dict[str, Path]:
         "there and back/": folder / ".." / folder.name / "grey.png",
     }
     return paths
+
+
+def _socket(path: Path) -> None:
+    os.mknod(path, stat.S_IFSOCK | 0o600)
+
+
+# What is no file: how to make it. Opening one may wait for ever, and reading one may never end.
+SPECIAL = {
+    "folder": Path.mkdir,
+    "pipe": os.mkfifo,
+    "socket": _socket,
+    "device": lambda path: path.symlink_to("/dev/zero"),
+}

@@ -6,9 +6,12 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
+from tests.hostile import SPECIAL
 from vgjax import atomic
+from vgjax.checkpoint import save_tensors
 
 
 def test_a_new_folder_holds_the_file_and_nothing_else(tmp_path):
@@ -21,6 +24,36 @@ def test_a_new_folder_holds_the_file_and_nothing_else(tmp_path):
     assert path.stat().st_mode & 0o777 == 0o666 & ~umask  # results are meant to be read by others
     atomic.write_text(path, "ü\r\n")
     assert path.read_bytes() == b"\xc3\xbc\r\n"
+
+
+@pytest.mark.parametrize("umask", [0o022, 0o027, 0o077])
+def test_the_umask_decides_who_may_read_whatever_the_writer_would(tmp_path, umask):
+    before = os.umask(umask)
+    try:
+        save_tensors(tmp_path / "a.safetensors", {"a": np.zeros(2)})  # safetensors makes files for their owner alone
+        with atomic.replacing(tmp_path / "b") as part:
+            part.touch(mode=0o600)
+        atomic.write_text(tmp_path / "c", "")
+    finally:
+        os.umask(before)
+    assert {path.stat().st_mode & 0o777 for path in tmp_path.iterdir()} == {0o666 & ~umask}
+
+
+def test_a_file_is_opened_and_nothing_else_is_waited_for(tmp_path, at_once):
+    (tmp_path / "file").write_bytes(b"four")
+    (tmp_path / "link").symlink_to("file")
+    assert atomic.read_regular(tmp_path / "link", most=4) == b"four"
+    for name, make in SPECIAL.items():
+        make(tmp_path / name)
+        with pytest.raises(OSError, match="not a file but a folder, a pipe, a socket or a device"):
+            atomic.open_regular(tmp_path / name)
+    for name, reason in (("absent", "No such file"), ("a\0b", "an impossible name"), ("x" * 300, "too long")):
+        with pytest.raises(OSError, match=reason):
+            atomic.open_regular(tmp_path / name)
+    with pytest.raises(OSError, match="4 bytes, at most 3 are read"):
+        atomic.read_regular(tmp_path / "file", most=3)
+    with pytest.raises(OSError, match="symbolic links"):
+        atomic.open_regular(tmp_path / "link", os.O_NOFOLLOW)
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_rest(tmp_path):

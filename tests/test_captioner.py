@@ -147,6 +147,8 @@ def test_captions_of_another_model_or_prompt_are_not_mixed(path):
         (b'["a", "x"]\n', "line 1 is not"),
         (b'{"id": "a", "caption": "x"}\n{"id": "a", "caption": "y"}\n', "second caption of 'a'"),
         (b"\xff\n", "line 1 is not"),
+        (b"[" * 100_000 + b"\n", "line 1 is not"),
+        (b'{"id": "a", "caption": "\\ud800"}\n', "line 1 is not"),
     ],
 )
 def test_wrong_files_of_captions_are_refused(tmp_path, data, complaint):

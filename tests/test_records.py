@@ -1,4 +1,5 @@
 import jax
+import msgpack
 import numpy as np
 import pytest
 
@@ -27,6 +28,24 @@ def test_encode_round_trip():
     assert back["a"].dtype == np.float16
     np.testing.assert_array_equal(back.pop("a"), fields.pop("a"))
     assert back == fields
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        b"",
+        b"\xc1",
+        msgpack.packb([1, 2]),
+        msgpack.packb({1: 2}),
+        msgpack.packb({"x": {"dtype": "|O", "shape": [1], "bytes": b"12345678"}}),
+        msgpack.packb({"x": {"dtype": "<f4", "shape": [3], "bytes": b"12345678"}}),
+        msgpack.packb({"x": {"dtype": 5, "shape": "a", "bytes": None}}),
+        b"\x81\xa1x" + b"\x91" * 100_000,
+    ],
+)
+def test_a_record_of_something_else_is_refused(record):
+    with pytest.raises(ConfigError, match="a record is damaged"):
+        records.decode(record)
 
 
 def test_png_round_trip():

@@ -7,8 +7,9 @@ import pytest
 from tests.parity.random_weights import random_tensors
 from vgjax import weights
 from vgjax.models.disentangler import TextDisentangler
+from vgjax.models.lora import Adapter
 from vgjax.models.sdnet import SDNet
-from vgjax.weights import WeightsError
+from vgjax.weights import WeightsError, adapters
 from vgjax.weights.convert import Table, export_tensors, import_tensors
 
 SDNET = SDNet(
@@ -115,3 +116,13 @@ def test_older_spellings_are_renamed_and_contradictions_refused():
     assert set(table.renamed({"old.bias": np.ones(2), "new.bias": np.ones(2)})) == {"new.bias"}
     with pytest.raises(WeightsError, match=r"two different tensors are both 'new\.bias'"):
         table.renamed({"old.bias": np.ones(2), "new.bias": np.zeros(2)})
+
+
+@pytest.mark.parametrize(
+    "changes", [{"r": 0}, {"r": "4"}, {"r": None}, {"lora_alpha": "x"}, {"lora_alpha": None}, {"target_modules": "all"}]
+)
+def test_settings_of_an_adapter_are_read_or_refused(changes):
+    settings = adapters.config_of(Adapter(4, 8.0, ("to_q",), True))
+    assert adapters.adapter_from_config(settings, "x") == Adapter(4, 8.0, ("to_q",), True)
+    with pytest.raises(WeightsError, match="no usable r, lora_alpha and list of target_modules"):
+        adapters.adapter_from_config(settings | changes, "x")

@@ -1,11 +1,15 @@
 """Readers of weight files: formats, and files made to break or to run something."""
 
+import argparse
 import collections
+import contextlib
+import copy
 import io
 import json
 import os
 import pathlib
 import pickle
+import tracemalloc
 import zipfile
 
 import ml_dtypes
@@ -13,9 +17,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from tests.hostile import SPECIAL
 from vgjax import weights
 from vgjax.weights import WeightsError
-from vgjax.weights.pth import load_pth
+from vgjax.weights.pth import MAX_PICKLE, load_pth
 
 TENSORS = {"a.weight": np.arange(6, dtype=np.float32).reshape(2, 3), "a.bias": np.array([1.5, -2.0], np.float32)}
 
@@ -64,12 +69,15 @@ def tensor(key: str, size: tuple[int, ...], stride: tuple[int, ...], count: int,
     return Call(Global("torch._utils", "_rebuild_tensor_v2"), storage, offset, size, stride, False, hooks)
 
 
-def write_pth(path: pathlib.Path, tree: object, storages: dict[str, np.ndarray]) -> pathlib.Path:
-    """A checkpoint as torch lays it out."""
+def write_pth(
+    path: pathlib.Path, tree: object, storages: dict[str, np.ndarray], compression: int = zipfile.ZIP_STORED
+) -> pathlib.Path:
+    """A checkpoint as torch lays it out; `tree` may be the bytes of a pickle."""
     buffer = io.BytesIO()
-    Writer(buffer, protocol=2).dump(tree)
-    with zipfile.ZipFile(path, "w") as archive:
-        archive.writestr("archive/data.pkl", buffer.getvalue())
+    if not isinstance(tree, bytes):
+        Writer(buffer, protocol=2).dump(tree)
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", tree if isinstance(tree, bytes) else buffer.getvalue())
         archive.writestr("archive/byteorder", "little")
         for key, values in storages.items():
             archive.writestr(f"archive/data/{key}", values.tobytes())
@@ -138,6 +146,139 @@ def test_broken_archives_are_refused(tmp_path):
         archive.writestr("other/data.pkl", b"")
     with pytest.raises(WeightsError, match="2 entries"):
         load_pth(path)
+
+
+SIX = {"0": np.arange(6, dtype=np.float32)}
+STORAGE = b"(X\x07\0\0\0storagectorch\nFloatStorage\nX\x01\0\0\x000X\x03\0\0\0cpuK\x06tQ"
+DOUBLED = b")" + b"q\0h\0\x86" * 40  # a tuple of itself twice, 40 times over: 2 ** 40 of them to whoever walks it
+REBUILD = b"ctorch._utils\n_rebuild_tensor_v2\n"
+
+
+@pytest.mark.parametrize("name", ["torch\nFloatStorage", "argparse\nNamespace", "torch._utils\n_rebuild_parameter"])
+def test_a_pickle_cannot_change_how_later_files_are_read(tmp_path, name):
+    state = b"}(X\x05\0\0\0dtypeX\x02\0\0\0i8X\x08\0\0\0__init__NX\x0c\0\0\0__defaults__K\x01\x85u"
+    evil = write_pth(tmp_path / "evil.pth", b"\x80\x02c" + name.encode() + b"\n" + state + b"b.", {})
+    good = write_pth(
+        tmp_path / "good.pth", {"x": tensor("0", (2, 3), (3, 1), 6), "args": argparse.Namespace(lr=1)}, SIX
+    )
+    for _ in range(2):
+        with pytest.raises(WeightsError, match="it sets attributes of what has none"):
+            load_pth(evil)
+        found = load_pth(good)
+        assert found["x"].dtype == np.float32 and found["x"].tolist() == [[0, 1, 2], [3, 4, 5]]
+        assert found["args"] == {} and argparse.Namespace(lr=1).lr == 1
+
+
+def test_the_attributes_of_a_state_dictionary_are_left_out_and_tensors_cannot_be_written(tmp_path):
+    tree = collections.OrderedDict(a=tensor("0", (6,), (1,), 6))
+    tree._metadata = collections.OrderedDict(version=1)
+    found = load_pth(write_pth(tmp_path / "a.pth", tree, SIX))
+    assert list(found) == ["a"] and not vars(found)
+    with pytest.raises(ValueError, match="read-only"):
+        found["a"][0] = 1
+
+
+@pytest.mark.parametrize(
+    ("program", "message"),
+    [
+        (b"}" + DOUBLED + b"Ns", "a key is neither"),
+        (b"}(" + DOUBLED + b"Nu", "a key is neither"),
+        (b"}\x8a\x08" + (2**61 - 1).to_bytes(8, "little") + b"Ns", "a key is neither"),  # such keys share one hash
+        (STORAGE.replace(b"X\x01\0\0\x000", DOUBLED), "no tensor storage"),
+        (STORAGE.replace(b"X\x07\0\0\0storage", DOUBLED), "no tensor storage"),
+        (REBUILD + b"(" + STORAGE + b"K\0(" + b"K\x01" * 65 + b"t(" + b"K\x01" * 65 + b"ttR", "impossible shape"),
+        (REBUILD + b"(" + STORAGE + b"K\0" * 9 + b"tR", "impossible arguments"),
+        (REBUILD + STORAGE + b"R", "impossible arguments"),  # a number apiece would be forty times its size
+        (b"(ios\nmkdir\n", "no use for"),
+        (b"Pid\n", "no use for"),
+        (b"\x82\x01", "no use for"),
+        (b"\x96" + (2**33).to_bytes(8, "little") + b"x", "no use for"),  # room for 8 GiB of bytes to come
+        (b"N0" * (MAX_PICKLE // 2) + b"N", "at most 4194304 are read"),
+        (b"h\x07", "7"),
+    ],
+)
+def test_programs_that_would_take_for_ever_are_refused(tmp_path, program, message):
+    with pytest.raises(WeightsError, match=f"was refused .*{message}"):
+        load_pth(write_pth(tmp_path / "a.pth", b"\x80\x02" + program + b".", SIX))
+
+
+def peak(path: pathlib.Path) -> int:
+    """Bytes that reading takes at the most."""
+    tracemalloc.start()
+    try:
+        with contextlib.suppress(WeightsError):
+            load_pth(path)
+        return tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_sizes_are_looked_at_before_memory_is_taken(tmp_path):
+    tree, path = {"x": tensor("0", (1,), (1,), 1)}, tmp_path / "a.pth"
+    write_pth(path, tree, {"0": np.zeros(25_000_000, np.float32)}, zipfile.ZIP_DEFLATED)
+    assert path.stat().st_size < 200_000 and peak(path) < 4_000_000
+    with pytest.raises(WeightsError, match="compressed"):
+        load_pth(path)
+    assert peak(write_pth(path, b"\x80\x02Nr" + (1 << 24).to_bytes(4, "little") + b".", {})) < 4_000_000  # its memo
+    write_pth(path, tree, {"0": np.zeros(1000, np.float32)})
+    with zipfile.ZipFile(path, "a") as archive:  # one entry under two names
+        again = copy.copy(archive.getinfo("archive/data/0"))
+        again.filename = "archive/data/1"
+        archive.filelist.append(again)
+        archive.NameToInfo[again.filename] = again
+        archive.comment = b"written again"
+    with pytest.raises(WeightsError, match="larger than the file"):
+        load_pth(path)
+
+
+def test_names_that_are_no_texts_are_refused(tmp_path):
+    path = write_pth(tmp_path / "a.pth", {1: tensor("0", (1,), (1,), 6)}, SIX)
+    with pytest.raises(WeightsError, match="something else than tensors by name"):
+        weights.load(path)
+
+
+def safetensors_of(header: object, data: bytes = b"\5") -> bytes:
+    text = json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.safetensors", safetensors_of({"a": {"dtype": "F8_E4M3", "shape": [1], "data_offsets": [0, 1]}})),
+        ("a.safetensors", safetensors_of({"a": {"dtype": "F8_E8M0", "shape": [1], "data_offsets": [0, 1]}})),
+        ("a.safetensors", safetensors_of({"a": {"dtype": "F32", "shape": [0, 2**62], "data_offsets": [0, 0]}}, b"")),
+        ("a.safetensors", safetensors_of({"a": {"dtype": "U8", "shape": [1] * 100, "data_offsets": [0, 1]}})),
+        ("config.json", b"[" * 100_000),
+        ("config.json", b"\xff"),
+        ("model.safetensors.index.json", b'{"a":' * 100_000),
+    ],
+)
+def test_what_the_libraries_stumble_over_is_refused(tmp_path, name, content):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(WeightsError, match="fetch it again"):
+        weights.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pth", "model.safetensors", "config.json"])
+@pytest.mark.parametrize("make", SPECIAL)
+def test_weights_that_are_no_files_are_refused_at_once(tmp_path, name, make, at_once):
+    SPECIAL[make](tmp_path / name)
+    for source in {tmp_path, tmp_path / name}:
+        with pytest.raises(WeightsError, match=r"not a file but|holds 0 weight files"):
+            weights.load(source)
+
+
+@pytest.mark.parametrize("name", ["a.safetensors", "a.pth", "config.json"])
+def test_weights_that_may_not_be_read_are_refused_with_the_permission(tmp_path, name, unprivileged):
+    with unprivileged(tmp_path / name), pytest.raises(WeightsError, match="Permission denied"):
+        weights.load(tmp_path / name)
+
+
+def test_names_that_no_file_can_have_are_refused():
+    for name in ("x" * 5000, "a\0b", "a\udc80"):
+        with pytest.raises(WeightsError, match=r"cannot be read|neither a file"):
+            weights.load(name)
 
 
 def test_every_layout_gives_the_same_tensors(tmp_path):

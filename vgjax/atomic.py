@@ -1,17 +1,38 @@
-"""Files that are whole or absent: written beside their place, flushed to the disk, then renamed into it."""
+"""Files that someone names are opened only where they are regular ones, and those of ours are whole or absent."""
 
 import contextlib
+import errno
 import json
 import os
 import pathlib
+import stat
 import uuid
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, BinaryIO
+
+
+def open_regular(path: str | os.PathLike[str], flags: int = 0) -> BinaryIO:
+    """Opens a file for reading without ever waiting for it, as for a pipe; OSError where it is no regular file."""
+    try:
+        regular = stat.S_ISREG(os.stat(path).st_mode)
+    except ValueError:  # a NUL in the name
+        raise OSError(errno.EINVAL, "an impossible name", str(path)) from None
+    if not regular:
+        raise OSError(errno.EINVAL, "not a file but a folder, a pipe, a socket or a device", str(path))
+    return os.fdopen(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | flags), "rb")
+
+
+def read_regular(path: str | os.PathLike[str], most: int = 1 << 30) -> bytes:
+    """All of a file; OSError as of `open_regular`, or it is larger than `most` bytes."""
+    with open_regular(path) as file:
+        if (size := os.fstat(file.fileno()).st_size) > most:
+            raise OSError(errno.EFBIG, f"{size} bytes, at most {most} are read", str(path))
+        return file.read()
 
 
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
-    """Yields a temporary path beside `path`; what the block writes there takes the place of `path` in one step.
+    """Yields a temporary path beside `path`; what the block writes there is flushed and takes the place of `path`.
 
     If the block raises, an older file stays as it was. If the process is killed, a hidden `.part` file may be left.
     """
@@ -19,9 +40,13 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     path.parent.mkdir(parents=True, exist_ok=True)
     # Unique, so that two processes cannot rename each other's half; without the suffix, so that no glob finds it.
     part = path.with_name(f".{path.stem[:50]}-{uuid.uuid4().hex}.part")
+    part.touch()  # shows what mode the umask asks for; some writers, safetensors' among them, would keep others out
+    mode = part.stat().st_mode
+    part.unlink()
     try:
         yield part
         with part.open("rb") as file:
+            os.fchmod(file.fileno(), stat.S_IMODE(mode))
             os.fsync(file.fileno())
         os.replace(part, path)
     finally:

@@ -156,3 +156,19 @@ def test_real_weights_put_like_sentences_near_each_other(mini_lm):
 def test_real_weights_name_their_width(mini_lm):
     with pytest.raises(ConfigError, match=r"text_encoder.width' is 768 .* set it to 384"):
         load_text_encoder(TextEncoder(kind="bert", width=768, path=mini_lm, max_length=128))
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting", "value"),
+    [
+        ("bert", "num_hidden_layers", 0),
+        ("bert", "num_hidden_layers", 10**9),
+        ("bert", "vocab_size", -1),
+        ("t5", "layer_norm_epsilon", "x"),
+        ("distilbert", "n_layers", 10**9),
+    ],
+)
+def test_settings_that_make_no_network_are_refused(kind, setting, value):
+    tensors, _, settings = read(kind)
+    with pytest.raises(WeightsError, match=r"config\.json"):
+        from_torch(kind, tensors, settings | {setting: value})

@@ -34,10 +34,15 @@ def encode(fields: dict[str, Any]) -> bytes:
 
 
 def decode(record: bytes) -> dict[str, Any]:
-    """The inverse of `encode`."""
+    """The inverse of `encode`; ConfigError where the record is none of its results."""
     unpack = lambda packed: np.frombuffer(packed["bytes"], packed["dtype"]).reshape(packed["shape"])
     is_array = lambda found: found.keys() == {"dtype", "shape", "bytes"}
-    return msgpack.unpackb(record, object_hook=lambda found: unpack(found) if is_array(found) else found)
+    try:
+        fields = msgpack.unpackb(record, object_hook=lambda found: unpack(found) if is_array(found) else found)
+        assert isinstance(fields, dict)
+    except Exception as error:  # msgpack and numpy promise nothing about what they raise
+        raise ConfigError(f"a record is damaged ({str(error)[:200] or 'no fields'}): {REMEDY}") from error
+    return fields
 
 
 def from_png(data: bytes) -> np.ndarray:

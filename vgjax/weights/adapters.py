@@ -32,10 +32,10 @@ def adapter_from_config(values: Mapping[str, Any], where: str) -> Adapter:
     unsupported = [key for key in ("use_dora", "rank_pattern", "alpha_pattern", "modules_to_save") if values.get(key)]
     if unsupported or values.get("peft_type", "LORA") != "LORA" or values.get("bias", "none") != "none":
         raise WeightsError(f"'{where}' asks for {', '.join(unsupported) or 'another kind of adapter'}: give plain LoRA")
-    targets = values.get("target_modules")
-    if not isinstance(targets, list) or not isinstance(values.get("r"), int) or "lora_alpha" not in values:
+    targets, rank, alpha = (values.get(key) for key in ("target_modules", "r", "lora_alpha"))
+    if not (isinstance(targets, list) and isinstance(rank, int) and rank > 0 and isinstance(alpha, int | float)):
         raise WeightsError(f"'{where}' gives no usable r, lora_alpha and list of target_modules: fetch it again")
-    return Adapter(values["r"], float(values["lora_alpha"]), tuple(targets), bool(values.get("use_rslora")))
+    return Adapter(rank, float(alpha), tuple(targets), bool(values.get("use_rslora")))
 
 
 def config_of(adapter: Adapter) -> dict[str, Any]:

@@ -102,6 +102,8 @@ def import_tensors(table: Table, tensors: Tensors, expected: Mapping[Path, Any],
     rest, flat, errors = dict(tensors), {}, []
     for path, leaf in expected.items():
         stacked = table.stacked(path[1:-1])
+        if stacked and not 1 <= leaf.shape[0] <= len(tensors):
+            raise WeightsError(f"{where}: {leaf.shape[0]} layers of {len(tensors)} tensors: fetch its own config.json")
         shape = leaf.shape[1:] if stacked else leaf.shape
         axes = torch_axes(path[-1], len(shape))
         torch_shape = tuple(shape[axis] for axis in axes)

@@ -41,8 +41,17 @@ def from_torch(
     """
     network, where = _network(kind), where or f"the {kind} weights"
     named = network.table.renamed(tensors)
-    module, inputs = network.build(Sizes(named, where), config or {})
-    return module, import_tensors(network.table, named, shapes_of(module, inputs), where)
+    try:
+        module, inputs = network.build(Sizes(named, where), config or {})
+        shapes = shapes_of(module, inputs)
+    except ConfigError:
+        raise
+    except Exception as error:  # whatever flax says of shapes and settings that make no network
+        reason = " ".join(str(error).split())[:200]
+        raise WeightsError(
+            f"{where}: no {kind} is so ({reason}): fetch weights and config.json of one model"
+        ) from error
+    return module, import_tensors(network.table, named, shapes, where)
 
 
 def into(module: nn.Module, inputs: tuple[Any, ...], kind: str, source: str, key: str) -> dict[str, Any]:

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from vgjax.atomic import open_regular, read_regular
 from vgjax.weights.convert import WeightsError
 from vgjax.weights.pth import load_pth
 
@@ -28,15 +28,19 @@ def load(source: str | pathlib.Path, subfolder: str = "") -> tuple[dict[str, np.
       subfolder: part of a pipeline's folder ("transformer", "vae", "text_encoder"); used where it exists.
 
     Raises:
-      WeightsError: nothing there, damaged, or not made of tensors alone.
+      WeightsError: nothing there, unreadable, damaged, or not made of tensors alone.
     """
     path = pathlib.Path(source)
-    if path.is_file():
-        return _read_file(path), {}
-    folder = path if path.is_dir() else cached(str(source))
-    folder = folder / subfolder if (folder / subfolder).is_dir() else folder
-    config = next((read_json(folder / name) for name in CONFIGS if (folder / name).is_file()), {})
-    return _read_folder(folder), config
+    try:
+        if path.exists() and not path.is_dir():
+            return _read_file(path), {}
+        folder = path if path.is_dir() else cached(str(source))
+        folder = folder / subfolder if (folder / subfolder).is_dir() else folder
+        config = next((read_json(folder / name) for name in CONFIGS if (folder / name).exists()), {})
+        return _read_folder(folder), config
+    except OSError as error:
+        where, reason = error.filename or source, error.strerror or error
+        raise WeightsError(f"'{where}' cannot be read ({reason}): name a file that is there for you to read") from None
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:
@@ -46,10 +50,10 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
       WeightsError: missing, or something else.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(read_regular(path))
     except FileNotFoundError:
         raise WeightsError(f"no file '{path}': name the folder that holds it") from None
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise WeightsError(f"'{path}' is not JSON ({error}): fetch it again") from None
     if not isinstance(values, dict):
         raise WeightsError(f"'{path}' is not a JSON object: fetch it again")
@@ -108,14 +112,18 @@ def _read_shards(folder: pathlib.Path, index: pathlib.Path) -> dict[str, np.ndar
 
 def _read_file(path: pathlib.Path) -> dict[str, np.ndarray]:
     if path.suffix not in TORCH_SUFFIXES:
-        try:
-            return load_file(path)
-        except (OSError, SafetensorError) as error:
-            raise WeightsError(f"'{path}' cannot be read as safetensors ({error}): fetch it again") from None
+        with open_regular(path):
+            try:
+                return load_file(path)
+            # Beside its own error whatever numpy says of shapes and types that it has not.
+            except Exception as error:
+                raise WeightsError(f"'{path}' cannot be read as safetensors ({error}): fetch it again") from None
     tree = load_pth(path)
     for wrapper in WRAPPERS:
         if isinstance(tree, Mapping) and isinstance(tree.get(wrapper), Mapping):
             tree = tree[wrapper]
-    if not isinstance(tree, Mapping) or not all(isinstance(value, np.ndarray) for value in tree.values()):
+    if not isinstance(tree, Mapping) or not all(
+        isinstance(v, np.ndarray) and isinstance(k, str) for k, v in tree.items()
+    ):
         raise WeightsError(f"'{path}' holds something else than tensors by name: save the network's state_dict")
     return dict(tree)

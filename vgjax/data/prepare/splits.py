@@ -14,7 +14,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from vgjax.atomic import write_text
+from vgjax.atomic import read_regular, write_text
 from vgjax.config import ConfigError
 from vgjax.types import SPLITS
 
@@ -162,7 +162,7 @@ def _places(parts: Mapping[str, str]) -> str:
 def _listed(path: pathlib.Path) -> Iterator[tuple[int, str]]:
     """Line number and id of each line that is not empty."""
     try:
-        lines = path.read_bytes().decode("utf-8-sig").split("\n")
+        lines = read_regular(path).decode("utf-8-sig").split("\n")
     except OSError as error:
         raise ConfigError(
             f"cannot read '{path}': {error.strerror}: a folder of splits holds train.txt, validation.txt and test.txt"

@@ -4,7 +4,6 @@ import contextlib
 import errno
 import os
 import pathlib
-import stat
 import threading
 import warnings
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from typing import BinaryIO
 
 from PIL import Image
 
+from vgjax.atomic import open_regular
 from vgjax.config import ConfigError
 
 MAX_BYTES = 500_000_000
@@ -27,7 +27,7 @@ REASONS = {
     errno.EPERM: "no permission",
     errno.ELOOP: "circle of links",
     errno.ENAMETOOLONG: "impossible name",
-    errno.ENXIO: "not a file",  # a socket
+    errno.EINVAL: "not a file",  # but a folder, say
 }
 
 
@@ -49,7 +49,7 @@ def opened(path: str | pathlib.Path, root: str | pathlib.Path) -> Iterator[tuple
     """A regular file and its first bytes; whatever its decoder raises becomes an ImageError."""
     name = str(path)
     try:
-        with silence, os.fdopen(_descriptor(name, root), "rb") as stream:
+        with silence, _open(name, root) as stream:
             size = os.fstat(stream.fileno()).st_size
             if size > MAX_BYTES:
                 raise ImageError(name, "too large", f"{size} bytes, at most {MAX_BYTES} are read")
@@ -70,15 +70,13 @@ def opened(path: str | pathlib.Path, root: str | pathlib.Path) -> Iterator[tuple
         raise ImageError(name, "truncated" if short else "damaged", detail) from error
 
 
-def _descriptor(name: str, root: str | pathlib.Path) -> int:
-    """Opens without ever waiting (a pipe would) and without following a link that was swapped in meanwhile."""
+def _open(name: str, root: str | pathlib.Path) -> BinaryIO:
+    """Opens what is a file below the root, without following a link that was swapped in meanwhile."""
     try:
         home, real = os.path.realpath(root), os.path.realpath(name)
         if os.path.commonpath([home, real]) != home:
             raise ImageError(name, "outside the root", f"it leads to {real!r}")
-        if not stat.S_ISREG(os.lstat(real).st_mode) and not os.path.islink(real):
-            raise ImageError(name, "not a file", "it is a folder, a pipe, a socket or a device")
-        return os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOFOLLOW)
+        return open_regular(real, os.O_NOFOLLOW)
     except ImageError:
         raise
     except OSError as error:

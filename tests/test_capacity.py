@@ -102,8 +102,6 @@ def test_disk(tmp_path, monkeypatch):
         capacity.check(run, COUNTS)
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=10**8))
     capacity.check(run, COUNTS)
-    with pytest.raises(ConfigError, match=r"'data\.wordings' is 1000000: this needs 8 GB of disk"):
-        capacity.check(open_run(tmp_path, data__wordings=10**6), COUNTS)
     monkeypatch.setattr(capacity, "memory_bytes", lambda: 10**15)
     with pytest.raises(ConfigError, match="latents of 20500 pictures"):
         capacity.check(open_run(tmp_path, "kvasir_seg", "cpu"), {"train": 20000, "validation": 500})

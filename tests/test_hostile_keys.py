@@ -87,7 +87,7 @@ def test_absurd_values_on_the_command_line(tmp_path, monkeypatch, name):
         ("denoiser.train.clip_part", "loar", "'denoiser.train.clip_part' is 'loar': choose one of"),
         ("diffusion.beta_end", 1.0, "'diffusion.beta_end' is 1.0: give a number in (0, 1)"),
         ("denoiser.components", 0, "'denoiser.components' is 0: give a positive number"),
-        ("data.validation_items", 0, "'data.validation_items' is 0: give a positive number"),
+        ("data.validation_items", 0, "'data.validation_items' is 0: give a number in (0, 1048576)"),
         ("prior.widths", (), "'prior.widths' is (): give a sequence of int values"),
         ("denoiser.width", 10**11, "'denoiser.width' is 100000000000: give a number below 2147483648"),
         ("disentangler.flow_depth", 200, "'disentangler.flow_depth' is 200: give a number in (0, 200)"),

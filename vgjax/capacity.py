@@ -19,7 +19,7 @@ from vgjax.provenance import memory_bytes
 from vgjax.stages.base import StageSpec
 from vgjax.types import Tokens
 
-PACKED = 100  # times that compression may make pictures and texts smaller
+PACKED = 100  # times that compression may make pictures smaller
 FLOAT = 4  # bytes
 
 
@@ -81,11 +81,10 @@ def _state(run: Run, stage: StageSpec) -> Any:
 
 
 def _disk(run: Run, counts: Mapping[str, int]) -> Iterator[tuple[str, int]]:
-    """What is written of pictures: they themselves, their captions, their latents."""
+    """What is written of pictures: they themselves, their latents."""
     c, learned = run.config, counts.get("train", 0) + counts.get("validation", 0)
     if not run.find("pictures"):
         count, side = sum(counts.values()), c.data.image_size
         yield f"{count} pictures of config key 'data.image_size' {side}", count * 3 * side**2 // PACKED
-        yield f"config key 'data.wordings' is {c.data.wordings}", counts.get("train", 0) * c.data.wordings
     if "latents" in run.producers and not run.find("latents"):
         yield f"latents of {learned} pictures", learned * math.prod(build.latent_shape(c))

@@ -119,7 +119,13 @@ def test_what_is_half_written_counts_as_room(tmp_path, monkeypatch):
 def test_it_is_asked_before_anything_is_made(tmp_path):
     arguments = ["--config=configs/phantom.py:smoke", f"--workdir={tmp_path}/run"]
     for mode in ("prepare", "train", "run"):
-        refused(tmp_path, "of memory and there are", *arguments, f"--mode={mode}", "--config.prior.train.batch_size=1073741824")
+        refused(
+            tmp_path,
+            "of memory and there are",
+            *arguments,
+            f"--mode={mode}",
+            "--config.prior.train.batch_size=1073741824",
+        )
 
 
 def test_it_costs_little(tmp_path):

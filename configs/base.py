@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
-from vgjax.config import defaults
+from vgjax.config import ConfigError, defaults
 
 
 def get_config() -> ConfigDict:
@@ -161,7 +161,7 @@ def with_variants(c: ConfigDict, names: str, **own: Callable[[ConfigDict], Confi
     variants = VARIANTS | own
     for name in filter(None, names.split("+")):
         if name not in variants:
-            raise ValueError(
+            raise ConfigError(
                 f"config variant '{name}' of '{c.name}' is unknown: choose from {', '.join(sorted(variants))}"
             )
         c = variants[name](c)

@@ -73,6 +73,7 @@ def open_run(folder: pathlib.Path, metrics=("control", "gain"), info=None, **cha
     }
     run = Run(config, folder, parallel.make_mesh(config.mesh), Store(folder.parent / "store"), found)
     run.artefact("denoiser")
+    runs._begin(run)
     return run
 
 

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from configs import folder as folder_config
-from tests.commands import run
+from tests.in_process import run
 from tests.test_hostile_folders import IDS, captions, keep, lists, prepare, root, rows, table, whole
 from vgjax import run as runs
 

@@ -5,7 +5,7 @@ import pathlib
 
 import pytest
 
-from tests.commands import run
+from tests.in_process import run
 from tests.test_prepare import make_root
 
 SOURCES = ("busi", "covid_cxr", "folder", "ham10000", "kvasir_seg", "mimic")

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.commands import Outcome, run
+from tests.in_process import Outcome, run
 from tests.test_prepare import make_root
 from vgjax.data.prepare import splits
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from tests import mimic_tree, test_covid_cxr, test_ham10000_source
-from tests.commands import Outcome, run
+from tests.in_process import Outcome, run
 
 Files = list[pathlib.Path]
 

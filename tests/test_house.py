@@ -26,11 +26,11 @@ REPO = Path(__file__).resolve().parent.parent
 PACKAGE = REPO / "vgjax"
 
 # Package or module of vgjax -> what it may import. Modules of one package may import one another, without a cycle.
-FOUNDATION = {"types", "keys", "compatibility", "config", "recipes", "atomic", "seeds"}
+FOUNDATION = {"types", "keys", "compatibility", "config", "recipes", "atomic", "seeds", "boundary"}
 NETWORKS = {"models", "diffusion", "losses"}
 GENERIC = {"state", "optim", "parallel", "checkpoint", "provenance"}
 METHOD = {"build", "pipeline", "context", "features", "conditions"}
-OUTER = {"train", "sample", "evaluation", "artefacts", "run", "export"}
+OUTER = {"train", "capacity", "sample", "evaluation", "artefacts", "run", "export"}
 MAY_IMPORT: dict[str, set[str]] = {
     "": set(),  # vgjax/__init__.py: importing the package costs nothing
     **dict.fromkeys(FOUNDATION, FOUNDATION),

@@ -155,7 +155,7 @@ def test_an_unwritable_workdir_is_refused(tmp_path):
 def test_modes_ask_for_what_comes_before(tmp_path):
     run = runs.open_run(phantom.get_config("smoke"), str(tmp_path / "run"))
     given = {"prompt": "a small round lesion", "n": 1, "seed": None}
-    for mode, match in (("sample", "not trained"), ("evaluate", "not trained"), ("report", "mode=evaluate")):
+    for mode, match in (("sample", "not trained"), ("evaluate", "not trained"), ("report", "holds no run")):
         with pytest.raises(ConfigError, match=match):
             runs.MODES[mode](run, **(given if mode == "sample" else {}))
     assert list(tmp_path.iterdir()) == []

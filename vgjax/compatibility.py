@@ -30,12 +30,21 @@ def _sizes(c: Flat) -> Iterator[Broken]:
         yield "reader.image_size", f": it must be divisible by {multiple}, 2 ** len(reader.widths)"
     if any(width % 8 for width in c["reader.widths"]):
         yield "reader.widths", ": group norm needs multiples of 8"
+    own = c["prior.variant"] == "default"
+    normed = {
+        "widths": (*c["prior.widths"], 2 * c["prior.widths"][-1]),
+        "segmentor_width": (c["prior.segmentor_width"],),
+    }
+    for name in (name for name, widths in normed.items() if own and any(one > 8 and one % 8 for one in widths)):
+        yield f"prior.{name}", ": group norm needs multiples of 8"
     if c["prior.variant"] == "reference" and not c["prior.weights"] and c["prior.train.batch_size"] < 2:
         yield "prior.train.batch_size", ": the published SDNet normalises over the batch, so give at least 2"
     if width % c["denoiser.heads"]:
         yield "denoiser.heads", f": it must divide denoiser.width {width}"
     if width % 4:
         yield "denoiser.width", ": 2-D position embeddings need a multiple of 4"
+    if width * c["denoiser.mlp_ratio"] < 1:
+        yield "denoiser.mlp_ratio", f": times denoiser.width {width} it must be at least 1"
 
 
 def _latents(c: Flat) -> Iterator[Broken]:

@@ -9,13 +9,17 @@ pixels, `weight_` factor of a loss term.
 from typing import Annotated, Any, Literal
 
 import ml_collections
-from pydantic import Field, NonNegativeFloat, NonNegativeInt, PositiveFloat, PositiveInt
+from pydantic import Field, NonNegativeFloat, PositiveFloat
 
 from vgjax import compatibility
-from vgjax.keys import ConfigError, Group, build, key
+from vgjax.keys import INT32, ConfigError, Group, build, key
 
 Fraction = Annotated[float, Field(ge=0, lt=1)]
-Widths = Annotated[tuple[PositiveInt, ...], Field(strict=False)]  # not strict: a list will do
+PositiveInt = Annotated[int, Field(gt=0, lt=INT32)]
+NonNegativeInt = Annotated[int, Field(ge=0, lt=INT32)]
+Depth = Annotated[int, Field(gt=0, lt=200)]  # layers, which are traced one after another
+Rate = Annotated[float, Field(gt=0, lt=1)]
+Widths = Annotated[tuple[PositiveInt, ...], Field(strict=False, min_length=1)]  # not strict: a list will do
 Names = Annotated[tuple[str, ...], Field(strict=False)]
 Pixels = Annotated[int, Field(gt=0, lt=1 << 13)]
 Few = Annotated[int, Field(gt=0, lt=1 << 10)]
@@ -62,7 +66,7 @@ class Data(Group):
 class Mesh(Group):
     """Devices along each axis."""
 
-    data: Annotated[int, Field(ge=-1)] = key(-1, "devices along the batch; -1: all that are left")
+    data: Annotated[int, Field(ge=-1, lt=INT32)] = key(-1, "devices along the batch; -1: all that are left")
     fsdp: PositiveInt = key(1, "devices along the batch that also share the parameters")
     tensor: PositiveInt = key(1, "devices that share each large matrix")
 
@@ -99,9 +103,11 @@ class Training(Group):
     )
     weight_decay: NonNegativeFloat = key(0.0, "decoupled weight decay")
     adam_b1: Fraction = key(0.9, "decay of AdamW's first moment")
-    adam_b2: Annotated[float, Field(gt=0, lt=1)] = key(0.999, "decay of AdamW's second moment")
+    adam_b2: Rate = key(0.999, "decay of AdamW's second moment")
     clip_norm: NonNegativeFloat = key(1.0, "largest global gradient norm; 0: off")
-    clip_part: str = key("", 'clip this part of the parameters alone ("lora"); empty: all of them together')
+    clip_part: Literal["", "condition", "dit", "lora"] = key(
+        "", 'clip this part of the parameters alone ("lora"); empty: all of them together'
+    )
     ema_decay: Fraction = key(0.0, "moving average of the weights, used for everything after training; 0: off")
     checkpoint_every_steps: PositiveInt = key(200, "how often to validate and to write a checkpoint")
     log_every_steps: PositiveInt = key(20, "how often to write the losses to the log")
@@ -143,7 +149,7 @@ class Disentangler(Group):
         "flow", "flow: a distribution over each channel's whitened factors; regression: their mean, as published"
     )
     flow_width: dict[str, PositiveInt] = key({"anatomy": 384, "modality": 160}, "flow: by channel, width of the blocks")
-    flow_depth: PositiveInt = key(3, "flow: residual blocks")
+    flow_depth: Depth = key(3, "flow: residual blocks")
     text_dropout: Fraction = key(0.1, "flow: rate at which a trained null takes the place of the text in training")
     mask_dropout: Fraction = key(0.7, "flow: the same for the lesion mask that the anatomy may be given")
     hidden: PositiveInt = key(384, "regression, condition text_heads: width of the hidden layers")
@@ -204,13 +210,13 @@ class Denoiser(Group):
     learn_from: Literal["pictures", "text"] = key(
         "pictures", "whose factors the transformer learns from: the pictures' own, or a regression's from their texts"
     )
-    components: NonNegativeInt = key(
+    components: PositiveInt = key(
         160, "most leading principal directions of each channel's factors, each brought to unit variance"
     )
     spatial_path: bool = key(True, "anatomy is also added to the patches where it belongs")
     style_path: bool = key(True, "modality is also added to the timestep embedding")
     width: PositiveInt = key(128, "channels of the transformer")
-    depth: PositiveInt = key(4, "blocks of the transformer")
+    depth: Depth = key(4, "blocks of the transformer")
     heads: PositiveInt = key(4, "attention heads")
     patch: PositiveInt = key(4, "latent pixels a side of a patch")
     mlp_ratio: PositiveFloat = key(4.0, "hidden width of a block's MLP, in multiples of width")
@@ -264,8 +270,8 @@ class Diffusion(Group):
 
     objective: Literal["epsilon", "v", "flow"] = key("flow", "what the network predicts; published: epsilon")
     timesteps: PositiveInt = key(1000, "epsilon and v: length of the discrete schedule")
-    beta_start: PositiveFloat = key(1e-4, "epsilon and v: noise variance of the first timestep")
-    beta_end: PositiveFloat = key(0.02, "epsilon and v: noise variance of the last timestep")
+    beta_start: Rate = key(1e-4, "epsilon and v: noise variance of the first timestep")
+    beta_end: Rate = key(0.02, "epsilon and v: noise variance of the last timestep")
     times: Literal["uniform", "logit_normal"] = key("uniform", "flow: how training draws its times")
 
 

@@ -21,6 +21,7 @@ class Group(pydantic.BaseModel):
 
 
 SomeGroup = TypeVar("SomeGroup", bound=Group)
+INT32 = 1 << 31  # below which sizes, counts and steps stay
 LISTED = "`python -m vgjax.main --help` lists the keys"
 
 
@@ -81,6 +82,8 @@ def _sentence(model: type[Group], fault: str, path: Sequence[str | int], value: 
     if fault.endswith("_type"):
         wanted = allowed if fault == "tuple_type" else f"of type {annotation.__name__}"
         return f"config key '{name}' must be {wanted}, not {value!r}"
+    if fault == "less_than" and INT32 in (getattr(bound, "lt", 0) for bound in bounds):
+        allowed = f"a number below {INT32}"
     remedies = {"literal_error": f"choose {allowed}", "finite_number": "give a finite number"}
     return f"config key '{name}' is {value!r}: {remedies.get(fault, f'give {allowed}')}"
 
@@ -116,6 +119,7 @@ def _allowed(annotation: Any, bounds: Sequence[Any]) -> str:
     if typing.get_origin(annotation) is dict:
         return _allowed(*_entry(annotation))
     limits = {name: getattr(bound, name) for bound in bounds for name in ("gt", "ge", "lt") if hasattr(bound, name)}
+    limits = {name: limit for name, limit in limits.items() if limit != INT32}  # goes without saying
     if "lt" in limits:
         low = f"({limits['gt']}" if "gt" in limits else f"[{limits['ge']}"
         return f"a number in {low}, {limits['lt']})"

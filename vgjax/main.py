@@ -6,7 +6,10 @@ import pathlib
 import sys
 
 from absl import flags
-from ml_collections import config_flags
+from ml_collections import ConfigDict
+
+from vgjax.boundary import CONFIG, guarded, read_config
+from vgjax.keys import ConfigError
 
 MODES = {
     "run": "prepare, train, evaluate and report, from where it was stopped (default)",
@@ -31,7 +34,6 @@ PLANNED = ("bench", "serve")
 HELP = {"-h", "-help", "--help", "-helpfull", "--helpfull"}
 USAGE = "usage: python -m vgjax.main --config=FILE[:VARIANT+VARIANT] [--mode=MODE] [--config.KEY=VALUE ...]"
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "File, e.g. configs/phantom.py or configs/phantom.py:smoke.")
 _WORKDIR = flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<config name>.")
 _STORE = flags.DEFINE_string("store", "", "Folder of artefacts, which runs share; default: store, beside the workdir.")
 _MODE = flags.DEFINE_enum("mode", "run", list(MODES), "What to do.")
@@ -44,41 +46,35 @@ _EDIT = flags.DEFINE_string("edit", "", "File of a picture to be changed in what
 _STRENGTH = flags.DEFINE_float("strength", None, "Edit by noise of this share (SDEdit), not by inversion.", 0.01, 1.0)
 _ANATOMY_TO = flags.DEFINE_string("anatomy_to", "", "What --anatomy goes over to, in --n pictures of one seed.")
 _MODALITY_TO = flags.DEFINE_string("modality_to", "", "The same for --modality.")
-_N = flags.DEFINE_integer("n", 0, "How many pictures to draw; default sample.count.", lower_bound=0)
-_SEED = flags.DEFINE_integer("seed", None, "Seed of the first picture drawn; default the config's.", lower_bound=0)
+_N = flags.DEFINE_integer("n", 0, "How many pictures to draw; default sample.count.", 0, 1_000_000)
+_SEED = flags.DEFINE_integer("seed", None, "Seed of the first picture drawn; default the config's.", 0, (1 << 64) - 1)
 
 
-def main(argv: list[str]) -> int:
-    """Parses, dispatches, and turns every error the user can mend into one sentence and exit code 2."""
+@guarded
+def main(argv: list[str]) -> None:
+    """Parses and dispatches."""
     if HELP.intersection(argv):
-        print(_help())
-        return 0
+        return print(_help())
     sys.path.append(str(pathlib.Path(__file__).resolve().parents[1]))  # configs/ stands beside the package
-    try:
-        flags.FLAGS(argv)
-        if _CONFIG.value is None:
-            raise flags.Error("--config is missing: name a config file, e.g. --config=configs/phantom.py")
-        _CONFIG.value.to_dict()  # a file that could not be loaded complains only here
-        if _MODE.value in PLANNED:
-            built = ", ".join(mode for mode in MODES if mode not in PLANNED)
-            raise flags.Error(f"--mode={_MODE.value} is not built yet: choose one of {built}")
-        for name in TAKEN:
-            if flags.FLAGS[name].present and name not in TAKES.get(_MODE.value, ()):
-                modes = " or ".join(f"--mode={mode}" for mode, taken in TAKES.items() if name in taken)
-                raise flags.Error(f"--{name} means nothing in --mode={_MODE.value}: give it to {modes}")
-        if _STRENGTH.present and not _EDIT.value:
-            raise flags.Error("--strength says how much noise an edit takes: give it with --edit=PICTURE")
-        if _MODE.value == "sample" and not any(flags.FLAGS[name].value for name in ASKED):
-            raise flags.Error('--mode=sample needs --prompt="TEXT", or any of --anatomy, --modality, --mask and --edit')
-    except (flags.Error, AttributeError, KeyError, ValueError, TypeError, OSError, ImportError, SyntaxError) as error:
-        return _refuse(error)
-    from vgjax.config import ConfigError  # the heavy imports come after the flags are known to be good
+    return _dispatch(_read(argv))
 
-    try:
-        _dispatch()
-    except ConfigError as error:
-        return _refuse(error)
-    return 0
+
+def _read(argv: list[str]) -> ConfigDict:
+    """The config of a command line whose flags go together."""
+    config, mode = read_config(argv), _MODE.value
+    if mode in PLANNED:
+        raise ConfigError(
+            f"--mode={mode} is not built yet: choose one of {', '.join(m for m in MODES if m not in PLANNED)}"
+        )
+    for name in TAKEN:
+        if flags.FLAGS[name].present and name not in TAKES.get(mode, ()):
+            modes = " or ".join(f"--mode={other}" for other, taken in TAKES.items() if name in taken)
+            raise ConfigError(f"--{name} means nothing in --mode={mode}: give it to {modes}")
+    if _STRENGTH.present and not (_EDIT.value and (_STRENGTH.value or 0) <= 1.0):  # nan passes the flag's own bounds
+        raise ConfigError("--strength, in [0.01, 1], says how much noise an edit takes: give it with --edit=PICTURE")
+    if mode == "sample" and not any(flags.FLAGS[name].value for name in ASKED):
+        raise ConfigError('--mode=sample needs --prompt="TEXT", or any of --anatomy, --modality, --mask and --edit')
+    return config
 
 
 def _help() -> str:
@@ -86,17 +82,14 @@ def _help() -> str:
     from vgjax.keys import describe
 
     modes = [f"  {mode:<9} {words}" for mode, words in MODES.items()]
-    names = [f"  --{name:<11} {flags.FLAGS[name].help}" for name in ("config", "workdir", "store", "mode", *TAKEN)]
+    helps = {"config": CONFIG} | {name: flags.FLAGS[name].help for name in ("workdir", "store", "mode", *TAKEN)}
+    names = [f"  --{name:<11} {words}" for name, words in helps.items()]
     keys = "config keys with their defaults, which a config file may change (--config.denoiser.train.steps=3000):"
     return "\n".join([USAGE, "", "modes:", *modes, "", "flags:", *names, "", keys, "", *describe(Config())])
 
 
-def _refuse(error: Exception) -> int:
-    print("error: " + " ".join(str(error).split()), file=sys.stderr)
-    return 2
-
-
-def _dispatch() -> None:
+def _dispatch(config: ConfigDict) -> None:
+    # The heavy imports come after the flags are known to be good.
     import jax
 
     # Must come before the first computation: compiled programs are kept between runs.
@@ -112,7 +105,7 @@ def _dispatch() -> None:
 
     from vgjax import run as runs
 
-    run = runs.open_run(_CONFIG.value, _WORKDIR.value, _STORE.value)
+    run = runs.open_run(config, _WORKDIR.value, _STORE.value)
     given = {name: flags.FLAGS[name].value for name in TAKES.get(_MODE.value, ())}
     runs.MODES[_MODE.value](run, **given)
 

@@ -19,6 +19,7 @@ import jax
 import numpy as np
 
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+HOST_MEMORY = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")  # bytes
 PACKAGE_DIR = Path(__file__).resolve().parent
 
 
@@ -53,11 +54,10 @@ def provenance(seed: int) -> dict[str, Any]:
     The command is `sys.argv` with absolute paths cut down to their last part; the caller adds "config".
     """
     devices = jax.devices()
-    memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
         "command": command_line(sys.argv),
         "commit": _commit(PACKAGE_DIR),
-        "hardware": f"{len(devices)} x {devices[0].device_kind}; {_cpu()}, {memory_gib:.0f} GiB memory",
+        "hardware": f"{len(devices)} x {devices[0].device_kind}; {_cpu()}, {HOST_MEMORY / 2**30:.0f} GiB memory",
         "device_count": len(devices),
         "seed": seed,
         "versions": {"python": platform.python_version()} | {name: metadata.version(name) for name in PACKAGES},
@@ -90,6 +90,14 @@ def _commit(package_dir: Path) -> str:
         return commit + ("-dirty" if git("status", "--porcelain", "--", ".", "../configs") else "")
     except (OSError, subprocess.SubprocessError):
         return "unknown"
+
+
+def memory_bytes() -> int:
+    """Memory of all devices together; of CPU devices, the machine's with its swap."""
+    limits = [(device.memory_stats() or {}).get("bytes_limit", 0) for device in jax.local_devices()]
+    return sum(limits) * jax.process_count() or HOST_MEMORY + 1024 * int(
+        _from_kernel("/proc/meminfo", r"^SwapTotal:\s*(\d+) kB$") or 0
+    )
 
 
 def _from_kernel(path: str, pattern: str) -> str:

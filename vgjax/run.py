@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 import jax
 import ml_collections
 
-from vgjax import artefacts, conditions, export, parallel, sample, stages
+from vgjax import artefacts, capacity, conditions, export, parallel, sample, stages
 from vgjax import config as configs
 from vgjax.atomic import write_json
 from vgjax.config import Config, ConfigError
@@ -20,6 +20,7 @@ from vgjax.evaluation import evaluate as evaluation
 from vgjax.evaluation import summary
 from vgjax.store import Store
 from vgjax.text import check_pretrained
+from vgjax.types import SPLITS
 
 CONFIG_FILE = "config.json"
 
@@ -37,7 +38,8 @@ def open_run(config_dict: ml_collections.ConfigDict, workdir: str, store: str = 
     evaluation.check(config)
     folder = pathlib.Path(workdir or f"runs/{config.name}")
     where = pathlib.Path(store) if store else folder.parent / "store"
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / CONFIG_FILE).exists():
+    there = [path.name for path in folder.iterdir() if path.name[0] != "."] if folder.is_dir() else []
+    if there and CONFIG_FILE not in there:
         raise ConfigError(f"workdir {folder} holds files but no config.json: name an empty or a new folder")
     run = Run(config, folder, parallel.make_mesh(config.mesh), Store(where), artefacts.producers(config))
     check_batches(run)
@@ -50,7 +52,7 @@ def open_run(config_dict: ml_collections.ConfigDict, workdir: str, store: str = 
 
 def _check_writable(folder: pathlib.Path) -> None:
     """Raises ConfigError unless files can be made in the folder, or in the nearest one above it that is there."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
     try:
         with tempfile.TemporaryFile(dir=there):
             pass
@@ -83,7 +85,11 @@ def check_weights(run: Run) -> None:
 
 def prepare(run: Run) -> None:
     """Makes the pictures and those of the derived columns that need no trained network."""
+    c = run.config.data
+    rendered = {split: getattr(c, f"{split}_items") for split in SPLITS} if c.source == "phantom" else {}
+    capacity.check(run, rendered)
     info = run.artefact("pictures").manifest["info"]
+    capacity.check(run, info["counts"])
     logging.info("pictures: %s", ", ".join(f"{n} {split}" for split, n in info["counts"].items()))
     check_mirroring(run.config, info["sided"], info["counts"]["train"] + info["counts"]["validation"])
     trained: set[str] = set()  # or made from what is
@@ -105,17 +111,15 @@ def check_mirroring(config: Config, sided: int, captions: int) -> None:
 def train(run: Run) -> None:
     """Prepares, then trains what is not trained yet."""
     check_weights(run)
-    _begin(run)
     prepare(run)
+    _begin(run)
     for stage in stages.plan(run.config):
         run.artefact(stage.name)
         logging.info("stage %s: trained", stage.name)
 
 
-def _begin(run: Run, anew: bool = True) -> None:
-    """Makes the workdir and notes the config there, for `reopen`; without `anew` only where none is noted."""
-    if not anew and (run.workdir / CONFIG_FILE).exists():
-        return
+def _begin(run: Run) -> None:
+    """Makes the workdir and notes the config there, for `reopen`."""
     # Relative, so that workdir and store may move together.
     store = os.path.relpath(run.store.root.resolve(), run.workdir.resolve())
     write_json(run.workdir / CONFIG_FILE, {"config": run.config.model_dump(), "store": store})
@@ -129,6 +133,8 @@ def reopen(workdir: str, mesh: jax.sharding.Mesh) -> Run:
     """
     path = pathlib.Path(workdir) / CONFIG_FILE
     try:
+        if path.is_fifo():
+            raise ValueError("it is a pipe")
         noted = json.loads(path.read_text(encoding="utf-8"))
         config, store = configs.build(Config, noted["config"]), Store(path.parent.resolve() / noted["store"])
     except (OSError, ValueError, KeyError, TypeError) as error:
@@ -142,14 +148,15 @@ def reopen(workdir: str, mesh: jax.sharding.Mesh) -> Run:
 def evaluate(run: Run) -> None:
     """Measures control and writes metrics.json."""
     _need_trained(run)
-    _begin(run)
     values = evaluation.evaluate(run)
+    _begin(run)
     if "control/accuracy_mean" in values:
         logging.info("control accuracy, mean over factors: %.3f", values["control/accuracy_mean"])
 
 
 def report(run: Run, compare: Sequence[str] = ()) -> None:
     """Writes report.html; `compare` names the workdirs of runs to show beside this one."""
+    _need_workdir(run)
     summary.report([run, *(reopen(workdir, run.mesh) for workdir in compare)])
     logging.info("report: %s", run.workdir / "report.html")
 
@@ -164,7 +171,6 @@ def run_all(run: Run) -> None:
 def draw(run: Run, n: int, seed: int | None, strength: float | None = None, **asked: str) -> None:
     """Draws `n` pictures of what is asked for; the arguments are those of `sample.sample_request`."""
     _need_trained(run)
-    _begin(run, anew=False)
     for path in sample.sample_request(run, asked, n, seed, strength):
         logging.info("wrote %s", path)
 
@@ -172,8 +178,13 @@ def draw(run: Run, n: int, seed: int | None, strength: float | None = None, **as
 def write_export(run: Run, prompt: str = "") -> None:
     """Writes what diffusers and peft read."""
     _need_trained(run)
-    _begin(run, anew=False)
     logging.info("wrote %s", export.export(run, prompt))
+
+
+def _need_workdir(run: Run) -> None:
+    """A workdir of another name shares the store, so only this tells a mistyped one."""
+    if not (run.workdir / CONFIG_FILE).exists():
+        raise ConfigError(f"workdir {run.workdir} holds no run: name that of a run, or make one by --mode=train or run")
 
 
 def _need_trained(run: Run) -> None:
@@ -182,6 +193,7 @@ def _need_trained(run: Run) -> None:
             raise ConfigError(
                 f"stage '{stage.name}' of this config is not trained: run --mode=train first (--mode=status says why)"
             )
+    _need_workdir(run)
 
 
 def status(run: Run) -> None:

@@ -14,12 +14,12 @@ from typing import Any
 
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from vgjax.atomic import replacing
-from vgjax.config import Config, ConfigError, from_config_dict
+from vgjax.boundary import guarded, read_config
+from vgjax.config import Config, from_config_dict
 from vgjax.context import open_rows
 from vgjax.data.prepare import pictures, splits
 from vgjax.data.prepare.duplicates import pixel_hash
@@ -135,21 +135,14 @@ def _spread(among: Sequence[Any]) -> list[Any]:
     return [among[place] for place in places.tolist()]
 
 
+@guarded
 def main(argv: Sequence[str]) -> int:
     """Prints the report; returns the exit status: 2 for bad input, 1 for a leak or a lost picture."""
-    config_flag = config_flags.DEFINE_config_file("config", None, "Config file, e.g. configs/busi.py.")
     workdir = flags.DEFINE_string("workdir", "", "Folder of the run; default runs/<config name>.")
     sys.path.append(str(pathlib.Path(__file__).resolve().parents[2]))  # configs/ stands beside the package
-    try:
-        flags.FLAGS(list(argv))
-        if config_flag.value is None:
-            raise flags.Error("--config is missing: name a config file, e.g. --config=configs/busi.py")
-        config = from_config_dict(config_flag.value)
-        folder = pathlib.Path(workdir.value or f"runs/{config.name}")
-        lines = inspect(config, folder, Store(folder.parent / "store"))
-    except (flags.Error, ConfigError, AttributeError, OSError, ImportError) as error:
-        print("error: " + " ".join(str(error).split()), file=sys.stderr)
-        return 2
+    config = from_config_dict(read_config(argv))
+    folder = pathlib.Path(workdir.value or f"runs/{config.name}")
+    lines = inspect(config, folder, Store(folder.parent / "store"))
     print("\n".join(lines))
     return int(any("LOST" in line or line.startswith("  the ") for line in lines))
 

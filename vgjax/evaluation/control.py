@@ -19,6 +19,7 @@ import scipy.stats
 
 from vgjax import run as runs
 from vgjax.atomic import write_json, write_text
+from vgjax.boundary import guarded
 from vgjax.config import ConfigError
 from vgjax.context import Run
 from vgjax.evaluation.evaluate import results
@@ -282,8 +283,9 @@ def write_readme(path: pathlib.Path, config: str, table: str) -> None:
     write_text(path, before + start + table + end + rest.partition(end)[2])
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Parses and dispatches; errors that the user can mend are one sentence and exit code 2."""
+@guarded
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parses and dispatches."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--config", default="phantom", help="name of a file in configs/")
     parser.add_argument("--rows", default=None, help="names, separated by commas; all: every row; by default the first")
@@ -304,19 +306,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     names = list(rows) if asked == "all" else list(filter(None, asked.split(",")))
     if options.config != "phantom" and not options.autoencoder:
         logging.info("--autoencoder names no folder, so pictures are of 64 pixels and drawn without latents")
-    try:
-        if unknown := [name for name in names if name not in rows]:
-            raise ConfigError(f"--rows names {unknown[0]!r}: choose among {', '.join(rows)}")
-        write_table(options.config, names, options)
-        if options.readme:
-            found = json.loads(results_path(options.config, options).read_text())["rows"]
-            columns = COLUMNS if options.config == "phantom" else REAL_COLUMNS
-            table = markdown(found, stale_rows(options.config, found, options), columns)
-            write_readme(pathlib.Path(options.readme), options.config, table)
-    except ConfigError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    if unknown := [name for name in names if name not in rows]:
+        raise ConfigError(f"--rows names {unknown[0]!r}: choose among {', '.join(rows)}")
+    write_table(options.config, names, options)
+    if options.readme:
+        found = json.loads(results_path(options.config, options).read_text())["rows"]
+        columns = COLUMNS if options.config == "phantom" else REAL_COLUMNS
+        table = markdown(found, stale_rows(options.config, found, options), columns)
+        write_readme(pathlib.Path(options.readme), options.config, table)
 
 
 if __name__ == "__main__":

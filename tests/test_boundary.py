@@ -48,7 +48,6 @@ MENDED = {
     "below Orbax": (ValueError("Error writing x [OS error 28: ENOSPC No space]"), "the disk is full: make room"),
     "memory": (MemoryError("Unable to allocate 9 TiB"), "memory does not suffice (MemoryError: Unable to allocate 9"),
     "device memory": (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), "memory does not suffice (RuntimeError"),
-    "worker": (concurrent.futures.process.BrokenProcessPool("died"), "a process that decodes pictures was killed"),
 }
 
 

@@ -218,3 +218,15 @@ def test_where_every_checkpoint_is_damaged_training_begins_anew(tmp_path, monkey
         flip(largest_file(tmp_path / "stage" / "checkpoints" / str(step)))
     assert fit(Toy(), tmp_path / "stage")["fingerprint"] == whole["fingerprint"]
     assert len([message for message in caplog.messages if "damaged" in message]) == len(there) >= 2
+
+
+@pytest.mark.parametrize("damage", ["note", "export", "no export"])
+def test_a_finished_training_whose_export_is_not_whole_is_made_again(tmp_path, caplog, damage):
+    done = fit(Toy(), tmp_path)
+    assert fit(Toy(fault="loss"), tmp_path) == done  # as it is noted, without a step
+    noted, export = tmp_path / train.DONE, tmp_path / train.VARIABLES
+    {"note": lambda: noted.write_text("{"), "export": lambda: flip(export), "no export": export.unlink}[damage]()
+    with caplog.at_level(logging.WARNING):
+        again = fit(Toy(), tmp_path)
+    assert again["fingerprint"] == done["fingerprint"] and again["step"] == done["step"]
+    assert f"{tmp_path}: the export of a finished training is damaged or gone" in caplog.text

@@ -116,8 +116,6 @@ def _sentence(error: BaseException) -> str:
         return f"the disk is full: {REMEDIES[errno.ENOSPC]}"
     if isinstance(error, MemoryError) or str(error).startswith("RESOURCE_EXHAUSTED"):
         return f"memory does not suffice ({_words(error)[:200]}): lower sizes, or the batch size of what was under way"
-    if type(error).__name__ == "BrokenProcessPool":
-        return "a process that decodes pictures was killed, likely for want of memory: lower data.workers and go on"
     return ""
 
 

@@ -85,7 +85,7 @@ def save_export(path: pathlib.Path, variables: Any) -> None:
 def save_tensors(path: pathlib.Path, tensors: Mapping[str, Any]) -> None:
     """Writes named arrays as one safetensors file, atomically."""
     with replacing(path) as part:
-        safetensors.numpy.save_file({name: np.ascontiguousarray(one) for name, one in tensors.items()}, part)
+        safetensors.numpy.save_file({name: np.asarray(one, order="C") for name, one in tensors.items()}, part)
 
 
 def load_export(path: pathlib.Path) -> dict[str, Any]:

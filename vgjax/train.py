@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import json
+import logging
 import pathlib
 import shutil
 import time
@@ -13,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from safetensors import SafetensorError
 from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
@@ -25,7 +27,7 @@ from vgjax.data.stream import ordered_batches, training_batches
 from vgjax.provenance import fingerprint, peak_rss_mb
 from vgjax.stages.base import Loss, Stage, Terms
 from vgjax.state import TrainState, after_validation, apply_gradients, create, final_params, largest
-from vgjax.store import NOT_FINITE
+from vgjax.store import NOT_FINITE, UNREADABLE
 
 LOG, DONE = "log.jsonl", "done.json"
 
@@ -69,8 +71,8 @@ def train(context: Context, stage: Stage, folder: pathlib.Path) -> dict[str, Any
     Raises:
       ConfigError: a loss, gradient, weight or validation score is not finite; the last checkpoint, which is, stays.
     """
-    if (folder / DONE).exists():  # killed between the end of training and the artefact's publication
-        return json.loads((folder / DONE).read_text())
+    if done := _finished(folder):
+        return done
     if pretrained := stage.pretrained():
         return _export(folder, stage.name, *pretrained, step=0, wall_s=0.0)
     c, mesh, started = stage.training, parallel.mesh_of(context.mesh, stage.small), time.monotonic()
@@ -121,6 +123,20 @@ def train(context: Context, stage: Stage, folder: pathlib.Path) -> dict[str, Any
     data.close()
     wall_s = time.monotonic() - started + log.seconds_before
     return _export(folder, stage.name, final_params(state), state.model_state, best, wall_s)
+
+
+def _finished(folder: pathlib.Path) -> dict[str, Any] | None:
+    """What a training noted that was killed between its end and the artefact's publication, if its export is whole."""
+    if not (folder / DONE).exists():
+        return None
+    try:
+        done = json.loads((folder / DONE).read_text())
+        if fingerprint(checkpoint.load_export(folder / VARIABLES)) == done["fingerprint"]:
+            return done
+    except (*UNREADABLE, SafetensorError):
+        pass
+    logging.warning("%s: the export of a finished training is damaged or gone: the stage is trained again", folder)
+    return None
 
 
 def _export(folder: pathlib.Path, name: str, params: Any, model_state: Any, step: int, wall_s: float) -> dict[str, Any]:

@@ -1,6 +1,5 @@
 """The boundary around every command: one sentence and an exit code for whatever goes wrong, interrupts included."""
 
-import concurrent.futures.process
 import contextlib
 import errno
 import os

@@ -33,6 +33,7 @@ def fresh_flags() -> Iterator[None]:
     for name in [name for name in flags.FLAGS if name == "config" or name.startswith("config.")]:
         delattr(flags.FLAGS, name)
     flags.FLAGS.unparse_flags()
+    sys.modules.pop("config_config", None)  # the last config file, into which the next one would be read
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "the load_module", DeprecationWarning)  # of config_flags

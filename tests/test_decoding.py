@@ -15,7 +15,8 @@ from tests.conftest import REPO
 
 # Prints the ids of the processes that decode, as soon as all are there.
 DECODING = """
-import _thread, multiprocessing, pathlib, sys, threading, time
+import multiprocessing, pathlib, sys, threading, time
+from vgjax import boundary
 from vgjax.config import ConfigError
 from vgjax.data.caption import words
 from vgjax.data.entries import Entry
@@ -27,7 +28,7 @@ def tell():
         time.sleep(0.01)
     print(*(child.pid for child in found), flush=True)
 
-sys.unraisablehook = lambda lost: _thread.interrupt_main()  # an interrupt in a callback of JAX reaches us still
+sys.unraisablehook = boundary._pass_on  # an interrupt in a callback of JAX reaches us still
 root = pathlib.Path(sys.argv[1])
 parts.CHUNK, parts.FEW = 4, 0
 entries = [Entry(f"{number}", root / "a.png") for number in range(4000)]

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from configs import phantom
+from tests.test_finite import Toy, fit
 from vgjax import parallel, train
-from vgjax import run as runs
 from vgjax.config import ConfigError, Mesh, Training
 from vgjax.models.dit import DiT
-from vgjax.stages import plan
+from vgjax.stages.denoiser import Denoising
+from vgjax.stages.disentangler import Alignment
+from vgjax.stages.text_to_factors import TextToFactors
 from vgjax.types import Tokens
 
 REPO = Path(__file__).parents[1]
@@ -47,14 +48,14 @@ def test_a_small_stage_is_trained_on_one_device_unless_others_must_take_part(mon
     assert parallel.mesh_of(mesh, True) is mesh
 
 
-@pytest.mark.parametrize(("name", "places"), [("disentangler", 1), ("denoiser", 8)])
-def test_stages_spread_over_devices_but_for_small_ones(tmp_path, monkeypatch, name, places):
-    run = runs.open_run(phantom.get_config("smoke"), str(tmp_path / "run"), str(tmp_path / "store"))
-    stage = next(spec for spec in plan(run.config) if spec.name == name).make(run.context)
-    steps = []
-    monkeypatch.setattr(parallel, "few_in_flight", lambda step, mesh: steps.append(mesh.size) or step)
-    train.train(run.context, stage, tmp_path / "stage")
-    assert steps[-1] == places  # those before are of the stages that it needs
+@pytest.mark.parametrize(("small", "devices"), [(True, 1), (False, 8)])
+def test_stages_spread_over_devices_but_for_small_ones(tmp_path, monkeypatch, small, devices):
+    found, stage = [], Toy()
+    monkeypatch.setattr(parallel, "few_in_flight", lambda step, mesh: found.append(mesh.size) or step)
+    stage.small, stage.training = small, stage.training.model_copy(update={"batch_size": 8})
+    fit(stage, tmp_path)
+    assert found == [devices]
+    assert TextToFactors.small and Alignment.small and not Denoising.small
 
 
 def test_batches_must_divide():

@@ -148,6 +148,8 @@ def test_a_flipped_byte_of_an_export_is_never_drawn_from_nor_measured(finished, 
     kept = [path for path in finished.store.root.iterdir() if not path.name.startswith(("drawn", "evaluation"))]
     for path in (path for path in kept if path.is_dir()):
         shutil.copytree(path, tmp_path / "store" / path.name)
+    (tmp_path / "run").mkdir()
+    shutil.copy(finished.workdir / runs.CONFIG_FILE, tmp_path / "run")
     run = runs.open_run(small(), str(tmp_path / "run"))
     path = run.find(stage).folder / VARIABLES
     data = bytearray(path.read_bytes())

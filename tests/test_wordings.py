@@ -196,5 +196,5 @@ def test_the_class_is_told_where_captions_tell_it(tmp_path):
 
 
 def test_phantoms_need_no_wordings_of_zero():
-    with pytest.raises(ConfigError, match=r"data\.wordings' is 0: give a positive number"):
+    with pytest.raises(ConfigError, match=r"data\.wordings' is 0: give a number in"):
         prepared(**{"data.wordings": 0})

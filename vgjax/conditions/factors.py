@@ -165,15 +165,16 @@ class FactorsCondition(TextFactors):
         if self.config.disentangler.method == "regression":
             return super().from_requests(frozen, requests, request_seeds, encode)
         halves_B2 = seeds.halves(list(request_seeds))
-        inputs = {}
-        for channel in CHANNELS:
-            shown = {i: png for i, r in enumerate(requests) if (png := r.picture(channel))}
-            seen = self._measured(frozen, list(shown.values()))[channel] if shown else None
-            if seen is not None and len(shown) == len(requests):
-                inputs[channel] = seen
-                continue
-            inputs[channel] = self._drawn(channel, frozen, requests, halves_B2, encode)
-            inputs[channel][list(shown)] = seen
+        shown = {name: {i: png for i, r in enumerate(requests) if (png := r.picture(name))} for name in CHANNELS}
+        pictures = list(dict.fromkeys(png for of_one in shown.values() for png in of_one.values()))
+        seen = self._measured(frozen, pictures) if pictures else {}
+        places, inputs = {png: place for place, png in enumerate(pictures)}, {}
+        for channel, of_one in shown.items():
+            if len(of_one) < len(requests):
+                inputs[channel] = self._drawn(channel, frozen, requests, halves_B2, encode)
+            if of_one:
+                parts = seen[channel][[places[png] for png in of_one.values()]]
+                inputs.setdefault(channel, parts)[list(of_one)] = parts
         return {name: jnp.asarray(x) for name, x in inputs.items()}
 
     def _drawn(

@@ -86,8 +86,9 @@ def check_weights(run: Run) -> None:
 def prepare(run: Run) -> None:
     """Makes the pictures and those of the derived columns that need no trained network."""
     c = run.config.data
-    rendered = {split: getattr(c, f"{split}_items") for split in SPLITS} if c.source == "phantom" else {}
-    capacity.check(run, rendered)
+    if not run.find("pictures"):  # else they are counted below
+        rendered = {split: getattr(c, f"{split}_items") for split in SPLITS} if c.source == "phantom" else {}
+        capacity.check(run, rendered)
     info = run.artefact("pictures").manifest["info"]
     capacity.check(run, info["counts"])
     logging.info("pictures: %s", ", ".join(f"{n} {split}" for split, n in info["counts"].items()))

@@ -8,4 +8,5 @@ ensure_venv requirements-dev.txt
 .venv/bin/python -m ruff check .
 .venv/bin/python -m ruff format --check .
 .venv/bin/python -m mypy
-exec .venv/bin/python -m pytest "$@"
+# Two processes: tests mostly compile, on one core each; a file's tests share what its first one makes.
+exec .venv/bin/python -m pytest -n 2 --dist loadfile "$@"

@@ -9,7 +9,8 @@ import jax.numpy as jnp
 import pytest
 
 from tests.in_process import refused
-from vgjax import artefacts, build, capacity, parallel, pipeline
+from tests.test_finite import Toy, fit
+from vgjax import artefacts, build, capacity, parallel, pipeline, train
 from vgjax import config as configs
 from vgjax.config import Config, ConfigError
 from vgjax.context import Run
@@ -153,3 +154,30 @@ def test_activations_are_a_lower_bound(tmp_path):
     shapes = jax.eval_shape(lambda: dit.init(key, x, t, tokens))
     temporary = jax.jit(jax.grad(loss)).lower(shapes).compile().memory_analysis().temp_size_in_bytes
     assert 0.03 * temporary < sum(told) < temporary
+
+
+@pytest.mark.parametrize("devices", [1, 8])
+def test_a_step_that_xla_needs_more_for_is_refused_before_it_runs(tmp_path, monkeypatch, devices):
+    """By what the compiled step takes on all devices: arguments, results that take no argument's place, temporaries."""
+    stage, ran = Toy(), []
+    stage.small, stage.training = devices == 1, stage.training.model_copy(update={"batch_size": 8})
+    step = parallel.few_in_flight
+    monkeypatch.setattr(
+        parallel, "few_in_flight", lambda fitting, mesh: step(lambda *a: ran.append(1) or fitting(*a), mesh)
+    )
+    state = 3 * 3001 * 4  # weights and two moments
+    monkeypatch.setattr(parallel, "memory_bytes", lambda: devices * state)
+    told = (
+        r"^config key 'prior\.train\.batch_size': a step of this size needs .* GB of memory and there are .*: lower it$"
+    )
+    with pytest.raises(ConfigError, match=told):
+        fit(stage, tmp_path)
+    assert not train.read_log(tmp_path / train.LOG) and len(ran) == 1
+    monkeypatch.setattr(parallel, "memory_bytes", lambda: 10 * devices * state)
+    fit(stage, tmp_path)
+
+
+def test_a_step_is_compiled_once_for_each_loss():
+    traced = []
+    fitting = parallel.fitting(jax.jit(lambda n, x: traced.append(n) or x * n, static_argnums=0), "", 1)
+    assert [float(fitting(n, jnp.float32(3))) for n in (1, 2, 2, 1)] == [3, 6, 6, 3] and traced == [1, 2]

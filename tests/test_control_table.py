@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import os
 import pathlib
 
 import jax
@@ -266,3 +267,15 @@ def test_a_readme_without_marks_is_told(tmp_path):
     (tmp_path / "README.md").write_text("nothing")
     with pytest.raises(ConfigError, match=r"has no line '<!-- control:x -->': put it and"):
         control.write_readme(tmp_path / "README.md", "x", "table")
+
+
+@pytest.mark.parametrize("flag", ["results", "readme"])
+def test_a_pipe_in_the_place_of_a_table_is_told_at_once(flag, tmp_path, at_once, capsys):
+    kept = {"results": str(tmp_path), "readme": str(tmp_path / "README.md")}
+    (tmp_path / "control_phantom.json").write_text('{"rows": []}')
+    path = tmp_path / {"results": "control_phantom.json", "readme": "README.md"}[flag]
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+    assert control.main(["--rows=", *(f"--{name}={value}" for name, value in kept.items())]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
+    assert str(path) in line and "not a file but a folder, a pipe" in line

@@ -30,6 +30,11 @@ def read_regular(path: str | os.PathLike[str], most: int = 1 << 30) -> bytes:
         return file.read()
 
 
+def nearest(path: pathlib.Path) -> pathlib.Path:
+    """The path, or the nearest folder above it that is there: where it would be made."""
+    return next(one for one in (path.absolute(), *path.absolute().parents) if os.path.lexists(one))
+
+
 @contextlib.contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Yields a temporary path beside `path`; what the block writes there is flushed and takes the place of `path`.

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import optax
 
 from vgjax import build, stages, state
+from vgjax.atomic import nearest
 from vgjax.config import ConfigError
 from vgjax.context import Run
 from vgjax.provenance import memory_bytes
@@ -29,7 +30,7 @@ def check(run: Run, counts: Mapping[str, int]) -> None:
     Raises:
       ConfigError: memory or disk cannot hold it; with the numbers.
     """
-    place = next(path for path in (run.store.root.absolute(), *run.store.root.absolute().parents) if path.exists())
+    place = nearest(run.store.root)
     begun = sum(file.stat().st_size for file in run.store.root.glob("*.part/**/*") if file.is_file())  # to write over
     room, memory = shutil.disk_usage(place).free + begun, memory_bytes()
     words = lambda count: f"{count / 1e9:.3g} GB" if count < 10**15 else "over a million GB"

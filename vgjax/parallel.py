@@ -12,6 +12,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from vgjax.config import ConfigError
 from vgjax.config import Mesh as MeshConfig
+from vgjax.provenance import memory_bytes
 
 AXES = ("data", "fsdp", "tensor")
 BATCH = PartitionSpec(("data", "fsdp"))
@@ -125,6 +126,36 @@ def to_global(batch: Any, mesh: jax.sharding.Mesh) -> Any:
     """This process's rows (a tree of numpy arrays) -> arrays split over the batch axes of the mesh."""
     place = NamedSharding(mesh, BATCH)
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(place, rows), batch)
+
+
+def in_parts(call: Callable[[Any], Any], columns: Any, count: int, together: int) -> Any:
+    """What `call` makes of `count` rows of a tree of arrays, given to it `together` at a time, always as many."""
+    parts = []
+    for start in range(0, count, together):
+        rows = np.minimum(np.arange(start, start + together), count - 1)
+        parts.append(jax.device_get(call(jax.tree.map(lambda a, r=rows: a[r], columns))))
+    return jax.tree.map(lambda *of_each: np.concatenate(of_each)[:count], *parts)
+
+
+def fitting(jitted: Any, key: str, devices: int) -> Callable[..., Any]:
+    """A jitted function, compiled for each value of its first, static argument, if memory holds what it then takes.
+
+    The result's calls raise ConfigError, which names config key `key`, where XLA sets aside more than all devices have.
+    """
+    programs: dict[Any, Any] = {}
+
+    def call(static: Any, *arguments: Any) -> Any:
+        if static not in programs:
+            programs[static] = jitted.lower(static, *arguments).compile()
+            if sizes := programs[static].memory_analysis():  # of each device; some backends have none
+                once = sizes.argument_size_in_bytes + sizes.output_size_in_bytes - sizes.alias_size_in_bytes
+                need, there = devices * (once + sizes.temp_size_in_bytes), memory_bytes()
+                if need > there:
+                    told = f"needs {need / 1e9:.3g} GB of memory and there are {there / 1e9:.3g} GB"
+                    raise ConfigError(f"config key '{key}': a step of this size {told}: lower it")
+        return programs[static](*arguments)
+
+    return call
 
 
 def few_in_flight(step: Callable[..., tuple[Any, Any]], mesh: jax.sharding.Mesh) -> Callable[..., tuple[Any, Any]]:

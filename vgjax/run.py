@@ -12,7 +12,7 @@ import ml_collections
 
 from vgjax import artefacts, capacity, conditions, export, parallel, sample, stages
 from vgjax import config as configs
-from vgjax.atomic import write_json
+from vgjax.atomic import nearest, read_regular, write_json
 from vgjax.config import Config, ConfigError
 from vgjax.context import Run
 from vgjax.data.prepare import pictures
@@ -52,9 +52,8 @@ def open_run(config_dict: ml_collections.ConfigDict, workdir: str, store: str = 
 
 def _check_writable(folder: pathlib.Path) -> None:
     """Raises ConfigError unless files can be made in the folder, or in the nearest one above it that is there."""
-    there = next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(path))
     try:
-        with tempfile.TemporaryFile(dir=there):
+        with tempfile.TemporaryFile(dir=nearest(folder)):
             pass
     except OSError as error:
         raise ConfigError(
@@ -134,9 +133,7 @@ def reopen(workdir: str, mesh: jax.sharding.Mesh) -> Run:
     """
     path = pathlib.Path(workdir) / CONFIG_FILE
     try:
-        if path.is_fifo():
-            raise ValueError("it is a pipe")
-        noted = json.loads(path.read_text(encoding="utf-8"))
+        noted = json.loads(read_regular(path))
         config, store = configs.build(Config, noted["config"]), Store(path.parent.resolve() / noted["store"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         reason = error.strerror if isinstance(error, OSError) else error

@@ -103,18 +103,16 @@ class Sampler:
 
     def _in_batches(self, columns: Any, weights: Mapping[str, float], start: float = 1.0) -> np.ndarray:
         """What `_drawn` makes of columns of equal lengths, under guidance weights by channel."""
-        columns, size = jax.tree.map(np.asarray, columns), self.config.sample.batch_size
-        kept, count = guidance.branches(weights), len(jax.tree.leaves(columns)[0])
+        columns, size, mesh = jax.tree.map(np.asarray, columns), self.config.sample.batch_size, self._context.mesh
+        kept, mine = guidance.branches(weights), parallel.process_rows(size)
         coefficients = jnp.asarray(guidance.coefficients(kept, weights), jnp.float32)
-        batches = np.minimum(np.arange(-(-count // size) * size), count - 1).reshape(-1, size)  # filled with the last
-        found = []
-        with jax.set_mesh(self._context.mesh):
-            for rows in batches:
-                mine = rows[parallel.process_rows(size)]
-                taken = jax.tree.map(lambda a, at=mine: a[at], columns)
-                batch = parallel.to_global(taken, self._context.mesh)
-                found.append(parallel.gather(self._draw(*self._variables, batch, coefficients, kept, start)))
-        return np.concatenate(found)[:count]
+
+        def draw(rows: Any) -> np.ndarray:
+            batch = parallel.to_global(jax.tree.map(lambda a: a[mine], rows), mesh)
+            return parallel.gather(self._draw(*self._variables, batch, coefficients, kept, start))
+
+        with jax.set_mesh(mesh):
+            return parallel.in_parts(draw, columns, len(jax.tree.leaves(columns)[0]), size)
 
     def _drawn(
         self,

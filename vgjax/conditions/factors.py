@@ -6,7 +6,7 @@ disentangler's flows, and what is asked for by a picture is read from it.
 
 import functools
 import io
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from vgjax import build, pipeline, seeds
+from vgjax import build, parallel, pipeline, seeds
 from vgjax.conditions.base import Condition, Frozen, RowsOf
 from vgjax.config import Config, ConfigError
 from vgjax.models import hffm
@@ -191,7 +191,9 @@ class FactorsCondition(TextFactors):
         weight = jnp.float32(self.config.sample.text_guidance[channel])
         variables = {"params": frozen["disentangler"]["params"][channel]}
         draw = lambda columns: self._draw[channel](variables, columns, weight)
-        return in_parts(draw, {"given": given, "keep": keep, "halves": halves_B2}, len(requests), DRAWN_TOGETHER)
+        return parallel.in_parts(
+            draw, {"given": given, "keep": keep, "halves": halves_B2}, len(requests), DRAWN_TOGETHER
+        )
 
     def _sample_flow(self, channel: str, variables: Any, columns: Any, weight: jax.Array) -> jax.Array:
         module, place = build.factor_flows(self.config)[channel], CHANNELS.index(channel)
@@ -205,7 +207,7 @@ class FactorsCondition(TextFactors):
         """Components of pictures (PNG, of data.image_size)."""
         images = np.stack([np.asarray(Image.open(io.BytesIO(png)).convert("RGB")) for png in pictures])
         read = {name: frozen[name] for name in ("prior", "statistics", "basis")}
-        return in_parts(functools.partial(self._see, read), images, len(images), SEEN_TOGETHER)
+        return parallel.in_parts(functools.partial(self._see, read), images, len(images), SEEN_TOGETHER)
 
     def _parts_of_pictures(self, frozen: Frozen, image_BHWC: jax.Array) -> Inputs:
         c, prior = self.config, build.Model(build.prior(self.config), frozen["prior"])
@@ -214,15 +216,6 @@ class FactorsCondition(TextFactors):
 
     def tokens(self, params: Any, frozen: Frozen, inputs: Inputs, keep: Keep) -> Tokens:
         return build.Model(self._module, {"params": params})(inputs, keep, frozen["basis"])
-
-
-def in_parts(call: Callable[[Any], Any], columns: Any, count: int, together: int) -> Any:
-    """What `call` makes of `count` rows of a tree of arrays, given to it `together` at a time, always as many."""
-    parts = []
-    for start in range(0, count, together):
-        rows = np.minimum(np.arange(start, start + together), count - 1)
-        parts.append(jax.device_get(call(jax.tree.map(lambda a, r=rows: a[r], columns))))
-    return jax.tree.map(lambda *of_each: np.concatenate(of_each)[:count], *parts)
 
 
 def _coverage(mask: bytes, cells: int) -> np.ndarray:

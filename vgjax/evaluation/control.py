@@ -18,7 +18,7 @@ import numpy as np
 import scipy.stats
 
 from vgjax import run as runs
-from vgjax.atomic import write_json, write_text
+from vgjax.atomic import read_regular, write_json, write_text
 from vgjax.boundary import guarded
 from vgjax.config import ConfigError
 from vgjax.context import Run
@@ -209,7 +209,7 @@ def results_path(config: str, options: argparse.Namespace) -> pathlib.Path:
 def write_table(config: str, names: Sequence[str], options: argparse.Namespace) -> None:
     """Measures the rows that are missing or stale and writes each as it is finished."""
     path = results_path(config, options)
-    known = {row["name"]: row for row in json.loads(path.read_text())["rows"]} if path.exists() else {}
+    known = {row["name"]: row for row in json.loads(read_regular(path))["rows"]} if path.exists() else {}
     for name in names:
         row = rows_of(config)[name]
         seeds = options.seeds or row.seeds
@@ -275,7 +275,7 @@ def stale_rows(config: str, rows: Sequence[Mapping[str, Any]], options: argparse
 def write_readme(path: pathlib.Path, config: str, table: str) -> None:
     """Puts the table between the README's marks of the config."""
     start, end = f"<!-- control:{config} -->\n", f"\n<!-- /control:{config} -->"
-    before, mark, rest = path.read_text(encoding="utf-8").partition(start)
+    before, mark, rest = read_regular(path).decode().partition(start)
     if not mark:
         raise ConfigError(
             f"{path} has no line '{start.strip()}': put it and '{end.strip()}' where the table is to stand"
@@ -310,7 +310,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise ConfigError(f"--rows names {unknown[0]!r}: choose among {', '.join(rows)}")
     write_table(options.config, names, options)
     if options.readme:
-        found = json.loads(results_path(options.config, options).read_text())["rows"]
+        found = json.loads(read_regular(results_path(options.config, options)))["rows"]
         columns = COLUMNS if options.config == "phantom" else REAL_COLUMNS
         table = markdown(found, stale_rows(options.config, found, options), columns)
         write_readme(pathlib.Path(options.readme), options.config, table)

@@ -128,15 +128,6 @@ def to_global(batch: Any, mesh: jax.sharding.Mesh) -> Any:
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(place, rows), batch)
 
 
-def in_parts(call: Callable[[Any], Any], columns: Any, count: int, together: int) -> Any:
-    """What `call` makes of `count` rows of a tree of arrays, given to it `together` at a time, always as many."""
-    parts = []
-    for start in range(0, count, together):
-        rows = np.minimum(np.arange(start, start + together), count - 1)
-        parts.append(jax.device_get(call(jax.tree.map(lambda a, r=rows: a[r], columns))))
-    return jax.tree.map(lambda *of_each: np.concatenate(of_each)[:count], *parts)
-
-
 def fitting(jitted: Any, key: str, devices: int) -> Callable[..., Any]:
     """A jitted function, compiled for each value of its first, static argument, if memory holds what it then takes.
 

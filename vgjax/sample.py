@@ -17,6 +17,7 @@ from PIL import Image
 
 from vgjax import build, parallel, pipeline, seeds
 from vgjax.atomic import replacing, write_json
+from vgjax.conditions.base import in_parts
 from vgjax.config import Config, ConfigError
 from vgjax.context import Context, Run
 from vgjax.data.entries import SUFFIXES
@@ -112,7 +113,7 @@ class Sampler:
             return parallel.gather(self._draw(*self._variables, batch, coefficients, kept, start))
 
         with jax.set_mesh(mesh):
-            return parallel.in_parts(draw, columns, len(jax.tree.leaves(columns)[0]), size)
+            return in_parts(draw, columns, len(jax.tree.leaves(columns)[0]), size)
 
     def _drawn(
         self,

@@ -89,8 +89,7 @@ def train(context: Context, stage: Stage, folder: pathlib.Path) -> dict[str, Any
     data = training_batches(stage.source("train"), stage.example, c.batch_size, seed_for("order"), stage.small)
     one_step = functools.partial(train_step, stage, tx, seeds.key_of(seed_for("train")))
     jitted = jax.jit(one_step, static_argnums=0, donate_argnums=1, out_shardings=(places, None))
-    fitting = parallel.fitting(jitted, f"{stage.name}.train.batch_size", mesh.size)
-    step_fn = parallel.few_in_flight(fitting, mesh)
+    step_fn = parallel.few_in_flight(parallel.fitting(jitted, f"{stage.name}.train.batch_size", mesh.size), mesh)
     validate, greatest = Validation(mesh, stage, seeds.key_of(seed_for("validation"))), jax.jit(largest)
 
     with jax.set_mesh(mesh), Checkpoints(folder / "checkpoints") as saved, Log(folder, stage, saved) as log:

@@ -83,3 +83,12 @@ class Condition(abc.ABC):
     @abc.abstractmethod
     def tokens(self, params: Any, frozen: Frozen, inputs: Inputs, keep: Keep) -> Tokens:
         """What the transformer reads; channels whose `keep` is False use their null."""
+
+
+def in_parts(call: Callable[[Any], Any], columns: Any, count: int, together: int) -> Any:
+    """What `call` makes of `count` rows of a tree of arrays, given to it `together` at a time, always as many."""
+    parts = []
+    for start in range(0, count, together):
+        rows = np.minimum(np.arange(start, start + together), count - 1)
+        parts.append(jax.device_get(call(jax.tree.map(lambda a, r=rows: a[r], columns))))
+    return jax.tree.map(lambda *of_each: np.concatenate(of_each)[:count], *parts)

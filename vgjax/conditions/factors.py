@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from vgjax import build, parallel, pipeline, seeds
-from vgjax.conditions.base import Condition, Frozen, RowsOf
+from vgjax import build, pipeline, seeds
+from vgjax.conditions.base import Condition, Frozen, RowsOf, in_parts
 from vgjax.config import Config, ConfigError
 from vgjax.models import hffm
 from vgjax.models.text_encoder import TextEncoder
@@ -191,9 +191,7 @@ class FactorsCondition(TextFactors):
         weight = jnp.float32(self.config.sample.text_guidance[channel])
         variables = {"params": frozen["disentangler"]["params"][channel]}
         draw = lambda columns: self._draw[channel](variables, columns, weight)
-        return parallel.in_parts(
-            draw, {"given": given, "keep": keep, "halves": halves_B2}, len(requests), DRAWN_TOGETHER
-        )
+        return in_parts(draw, {"given": given, "keep": keep, "halves": halves_B2}, len(requests), DRAWN_TOGETHER)
 
     def _sample_flow(self, channel: str, variables: Any, columns: Any, weight: jax.Array) -> jax.Array:
         module, place = build.factor_flows(self.config)[channel], CHANNELS.index(channel)
@@ -207,7 +205,7 @@ class FactorsCondition(TextFactors):
         """Components of pictures (PNG, of data.image_size)."""
         images = np.stack([np.asarray(Image.open(io.BytesIO(png)).convert("RGB")) for png in pictures])
         read = {name: frozen[name] for name in ("prior", "statistics", "basis")}
-        return parallel.in_parts(functools.partial(self._see, read), images, len(images), SEEN_TOGETHER)
+        return in_parts(functools.partial(self._see, read), images, len(images), SEEN_TOGETHER)
 
     def _parts_of_pictures(self, frozen: Frozen, image_BHWC: jax.Array) -> Inputs:
         c, prior = self.config, build.Model(build.prior(self.config), frozen["prior"])

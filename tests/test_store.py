@@ -122,6 +122,17 @@ def test_a_trained_artefact_never_meets_another_trained_input_than_its_own(store
     assert store.get(denoiser(2), fill()).folder != made.folder
 
 
+def test_nor_one_that_is_reached_through_an_untrained_input(store):
+    factors = lambda version: Recipe("factors", 1, {}, {"prior": prior(version=version)})
+    denoiser = lambda version: Recipe("denoiser", 1, {}, {"factors": factors(version)}, trained=True)
+    old = store.get(prior(), fill())
+    made = store.get(denoiser(1), fill())
+    assert store.find(denoiser(2)).folder == made.folder
+    shutil.rmtree(old.folder)
+    store.get(prior(version=2), fill())
+    assert store.find(denoiser(2)) is None
+
+
 def test_what_was_made_is_used_where_raw_data_is_absent(store, caplog):
     absent = Recipe("pictures", 1, PICTURES.keys, raw=ABSENT)
     assert store.find(absent) is None

@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from vgjax.atomic import write_json
+from vgjax.atomic import open_regular, read_regular, write_json
 from vgjax.config import ConfigError
 from vgjax.recipes import ABSENT, Recipe
 
@@ -192,10 +192,8 @@ class Store:
         """What to make, its inputs being those that are there, and what is there of it."""
         if found := self._open(recipe.label):
             return found.recipe, found
-        inputs = {role: self._look(one)[0] for role, one in recipe.inputs.items()}
-        actual = dataclasses.replace(recipe, inputs=inputs)
-        trained = [role for role, one in recipe.inputs.items() if one.trained]
-        found = self._open(actual.label) or self._stand_in(actual, trained)
+        actual = dataclasses.replace(recipe, inputs={role: self._look(one)[0] for role, one in recipe.inputs.items()})
+        found = self._open(actual.label) or self._stand_in(recipe, actual)
         return (found.recipe, found) if found else (actual, None)
 
     def _open(self, label: str) -> Artefact | None:
@@ -228,13 +226,13 @@ class Store:
                 return OUTDATED
         return f"has no readable {MANIFEST}"
 
-    def _stand_in(self, recipe: Recipe, trained_inputs: Sequence[str]) -> Artefact | None:
-        """Never one whose trained inputs are not those in use: the two would not fit together."""
+    def _stand_in(self, asked: Recipe, recipe: Recipe) -> Artefact | None:
+        """Never one that was made, however far back, from trained ones that are not in use: they would not fit."""
 
         def fits(one: Artefact) -> bool:
             filled = recipe.with_raw(one.recipe)
             same = filled.identity == one.recipe.identity if recipe.trained else filled.digest == one.digest
-            return same and all(one.recipe.inputs[i].digest == filled.inputs[i].digest for i in trained_inputs)
+            return same and _trained_below(asked, one.recipe) == _trained_below(asked, filled)
 
         there = filter(None, (self._open(path.name) for path in self.root.glob(f"{recipe.name}-*")))
         if found := max(filter(fits, there), key=lambda one: one.created, default=None):
@@ -263,13 +261,19 @@ class Store:
         return actual.label, "missing", f"{'; '.join(differing[:3])}{more} (since {closest})"
 
 
+def _trained_below(asked: Recipe, recipe: Recipe) -> list[str]:
+    """Digests of the trained ones that a recipe is made from; which those are, only what is asked for says."""
+    pairs = [(one, recipe.inputs[role]) for role, one in asked.inputs.items()]
+    return [digest for one, used in pairs for digest in ([used.digest] * one.trained + _trained_below(one, used))]
+
+
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    return json.loads(read_regular(path).decode())
 
 
 def _sync(path: pathlib.Path) -> None:
     """Brings a file or a folder's entries to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         os.fsync(descriptor)
     finally:
@@ -277,7 +281,7 @@ def _sync(path: pathlib.Path) -> None:
 
 
 def _sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

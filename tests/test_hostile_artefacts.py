@@ -76,7 +76,7 @@ def damage(path: Path, kind: str, share: float = 0.5, bit: int = 0) -> None:
         path.symlink_to(path.with_name("nowhere"))
 
 
-KINDS = ["cut", "empty", "flipped", "folder", "missing", "longer", "loop"]
+KINDS = ["cut", "empty", "flipped", "folder", "missing", "longer", "loop", "pipe"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

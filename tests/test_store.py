@@ -195,7 +195,7 @@ def test_what_notes_no_bits_is_used_as_before(store, trained_anew):
     trained_anew("a")
     for recipe in (FACTORS, DENOISER, DRAWN):
         path = store.root / recipe.label / "manifest.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprints": {}}))
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprints": {}, "sha256": None}))
     shutil.rmtree(store.root / prior().label)
     store.get(prior(), weights("b"))
     for recipe in (FACTORS, DENOISER, DRAWN):
@@ -297,6 +297,29 @@ def test_a_folder_without_a_readable_manifest_is_no_artefact(store, manifest):
     with pytest.raises(StoreError, match=f"{folder} has no readable"):
         store.get(prior(), never)
     assert store.status([prior(steps=700)])[0][2] == "never made"
+
+
+@pytest.mark.parametrize(("was", "now"), [('"seconds": 3', '"seconds": 7'), ('"created": "2', '"created": "6')])
+def test_no_number_of_a_manifest_changes_unseen(store, was, now):
+    manifest = store.get(prior(), fill()).folder / "manifest.json"
+    assert was in manifest.read_text()
+    manifest.write_text(manifest.read_text().replace(was, now))
+    assert store.find(prior()) is None and "has no readable" in store.status([prior()])[0][2]
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "file"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(store, at_once, file):
+    path = store.get(prior(), fill("")).folder / file  # as empty as a pipe looks
+    path.unlink()
+    os.mkfifo(path)
+    assert file == "file" or store.find(prior()) is None
+    with pytest.raises(StoreError, match=f"{path.parent}"):
+        store.get(prior(), never).path("file")
+
+
+def test_a_pipe_among_what_was_made_is_not_waited_for(store, at_once):
+    with pytest.raises(StoreError, match="cannot be written"):
+        store.get(prior(), lambda folder: os.mkfifo(folder / "file"))
 
 
 def test_a_renamed_folder_is_no_artefact(store):

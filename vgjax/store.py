@@ -151,7 +151,8 @@ class Store:
                 now = datetime.datetime.now(datetime.UTC).isoformat()
                 below = dict(pair for one in actual.inputs.values() for pair in self._fingerprints(one.label).items())
                 more = {"files": file_digests(part, loose), "info": info, "created": now, "fingerprints": below}
-                write_json(part / MANIFEST, {**actual.describe(), **more})
+                manifest = {**actual.describe(), **more}
+                write_json(part / MANIFEST, {**manifest, "sha256": _json_sha256(manifest)})
                 (part / RECIPE).unlink()
                 _sync(part)
                 part.rename(folder)
@@ -268,7 +269,16 @@ def _trained_below(asked: Recipe, recipe: Recipe) -> list[str]:
 
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    return json.loads(read_regular(path).decode())
+    """A manifest without its own digest, which older ones have not, or a recipe; ValueError where it is damaged."""
+    found = json.loads(read_regular(path).decode())
+    if found.pop("sha256", None) not in (None, _json_sha256(found)):
+        raise ValueError
+    return found
+
+
+def _json_sha256(values: Mapping[str, Any]) -> str:
+    """The same of values and of what is read of them."""
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(values)), sort_keys=True).encode()).hexdigest()
 
 
 def _sync(path: pathlib.Path) -> None:

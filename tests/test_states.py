@@ -15,7 +15,7 @@ from collections import Counter
 from typing import ClassVar
 
 import pytest
-from hypothesis import HealthCheck, Phase, settings
+from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 from ml_collections import ConfigDict
@@ -206,8 +206,6 @@ class States(RuleBasedStateMachine):
             return None
         errors = [line for line in found.lines if line.startswith("error: ")]
         self.told = errors[0] if errors else ""
-        if found.code == 1:
-            print(pathlib.Path(self.told.split("report it with ")[1]).read_text())
         assert (found.code, len(errors)) in ((0, 0), (2, 1)) and "Traceback" not in str(found.lines), found
         if found.code == 0:
             self.seen["right"] += 1
@@ -284,17 +282,11 @@ class States(RuleBasedStateMachine):
         return any(current(content) for content in whole if MADE[content].name == name)
 
 
-class Many(States):
-    """The same, oftener."""
-
-    seen: ClassVar[Counter[str]] = Counter()
-
-
 def waits(*_: object) -> None:
     raise AssertionError("it waits")
 
 
-def walk(machine: type[States], examples: int, steps: int) -> Counter[str]:
+def walk(examples: int, steps: int) -> Counter[str]:
     """Counts what came of the commands, and the moves."""
     options = settings(
         max_examples=examples,
@@ -302,13 +294,12 @@ def walk(machine: type[States], examples: int, steps: int) -> Counter[str]:
         derandomize=True,
         database=None,
         deadline=None,
-        phases=[Phase.generate] if os.environ.get("NS") else list(Phase),
         suppress_health_check=list(HealthCheck),
     )
-    machine.seen.clear()
-    run_state_machine_as_test(machine, settings=options)
-    print(dict(machine.seen))
-    return machine.seen
+    States.seen.clear()
+    run_state_machine_as_test(States, settings=options)
+    print(dict(States.seen))
+    return States.seen
 
 
 @pytest.fixture(autouse=True)
@@ -323,10 +314,10 @@ def no_move_waits():
 
 
 def test_some_hundred_moves():
-    seen = walk(States, 9, 40)
-    assert seen["moves"] >= 300 and min(seen["right"], seen["sentence"], seen["killed"]) > 10
+    seen = walk(12, 40)
+    assert seen["moves"] >= 300 and min(seen["right"], seen["sentence"], seen["killed"]) > 5
 
 
 @pytest.mark.slow
 def test_five_thousand_moves():
-    assert walk(Many, 100, 60)["moves"] >= 5000
+    assert walk(100, 60)["moves"] >= 5000

@@ -317,6 +317,12 @@ def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(store, at_once, file):
         store.get(prior(), never).path("file")
 
 
+def test_a_pipe_in_the_place_of_a_lock_is_not_waited_for(store, at_once):
+    store.root.mkdir()
+    os.mkfifo(store.root / f"{prior().label}.lock")
+    store.get(prior(), fill())
+
+
 def test_a_pipe_among_what_was_made_is_not_waited_for(store, at_once):
     with pytest.raises(StoreError, match="cannot be written"):
         store.get(prior(), lambda folder: os.mkfifo(folder / "file"))

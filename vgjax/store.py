@@ -130,7 +130,7 @@ class Store:
         fault = f"the folder {self.root} cannot be written", "make room or name another --workdir"
         with _told(*fault):
             self.root.mkdir(parents=True, exist_ok=True)
-            lock = (self.root / f"{actual.label}.lock").open("a")
+            lock = (self.root / f"{actual.label}.lock").open("a+b", 0)  # to write alone, a pipe would be waited for
         with lock:
             _lock(lock.fileno(), folder)
             if found := self._open(actual.label):
@@ -163,7 +163,7 @@ class Store:
         """Goes on with a training of a higher learning rate alone, if it came to what is not finite: else rates mix."""
         key = f"{recipe.name}.train.learning_rate"
         for old in sorted(self.root.glob(f"{recipe.name}-*.part/{NOT_FINITE}")):
-            with contextlib.suppress(*UNREADABLE), (self.root / f"{old.parent.stem}.lock").open("a") as lock:
+            with contextlib.suppress(*UNREADABLE), (self.root / f"{old.parent.stem}.lock").open("a+b", 0) as lock:
                 fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
                 was = Recipe.read(_read_json(old.parent / RECIPE))
                 same = dataclasses.replace(recipe, keys={**recipe.keys, key: was.keys[key]})

@@ -69,7 +69,7 @@ WRITTEN = {  # by mode, what tells of which contents it was made
 VERSIONED = ("pictures", "factors", "prior", "denoiser")
 DAMAGES = ("missing", "cut", "empty", "flipped", "longer", "folder", "pipe", "dangling")
 
-DAMAGED = ("store/**/*", "store/*/manifest.json", "store/*.part/*", "run/**/*")
+DAMAGED = ("store/**/*", "store/*[0-9a-f]/[abv]*", "store/*/manifest.json", "store/*.part/*", "run/**/*")
 CHANGES = st.integers(1, 12) | st.integers(1, 120)  # of files, until one fails; of the latter, making everything needs
 PLACES = st.tuples(st.floats(0, 0.999), st.integers(0, 7))
 
@@ -138,14 +138,23 @@ class States(RuleBasedStateMachine):
             os.utime(self.root / RAW, ns=(0, number))
             self.raws.add(str(number))
 
-    @rule(pattern=st.sampled_from(DAMAGED), i=st.integers(0, 999), kind=st.sampled_from(DAMAGES), at=PLACES)
-    def damage_file(self, pattern: str, i: int, kind: str, at: tuple[float, int]) -> None:
+    @rule(
+        pattern=st.sampled_from(DAMAGED),
+        i=st.integers(0, 999),
+        kind=st.sampled_from(DAMAGES),
+        at=PLACES,
+        mode=st.sampled_from(["report", "sample", "run", ""]),
+    )
+    def damage_file(self, pattern: str, i: int, kind: str, at: tuple[float, int], mode: str) -> None:
         files = [path for path in self.base.glob(pattern) if path.is_file() and path.stat().st_size]
         if files:
             path = sorted(files)[i % len(files)]
             damage(path, kind, *at)
             inside = path.is_relative_to(self.store)
             self.faulty.add(self.store / path.relative_to(self.store).parts[0] if inside else self.workdir)
+            if mode:
+                self._command(mode)
+                self.heed()
 
     @rule(i=st.integers(0, 99))
     def delete_artefact(self, i: int) -> None:

@@ -191,6 +191,22 @@ def test_what_was_made_from_other_bits_than_are_there_is_never_used(store, train
         store.get(recipe, never)
 
 
+def test_killed_while_an_outdated_one_is_deleted_leaves_nothing_in_the_way(store, trained_anew, monkeypatch):
+    trained_anew("b")
+
+    def killed(folder: pathlib.Path, **_: Any) -> None:
+        if folder.exists():
+            (folder / "manifest.json").unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.get(FACTORS, never)
+    monkeypatch.undo()
+    made = store.get(FACTORS, fill("new"))
+    assert made.path("file").read_text() == "new" and [path.name for path in made.folder.glob(".*")] == []
+
+
 def test_what_notes_no_bits_is_used_as_before(store, trained_anew):
     trained_anew("a")
     for recipe in (FACTORS, DENOISER, DRAWN):

@@ -28,6 +28,7 @@ MANIFEST, RECIPE = "manifest.json", "recipe.json"  # of a whole artefact, and of
 FOLDER = re.compile(r"[a-z_]+-[0-9a-f]{12}(\.part)?")
 NOT_FINITE = "not_finite.json"  # of a training that came there: learning rates with the steps kept of each
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what comes of reading a broken manifest
+OLD = ".old"  # in the folder of one in the making, what it takes the place of
 OUTDATED = "was made from what has been trained or drawn anew since, otherwise"
 _warn_once = functools.cache(logging.warning)  # once a process for each message
 
@@ -139,10 +140,12 @@ class Store:
                 if (why := self._obstacle(folder)) != OUTDATED or recipe.trained:
                     raise StoreError(f"the folder {folder} {why}: delete it and run again")
                 logging.warning("%s %s: it is made again", folder, why)
-                shutil.rmtree(folder)
             with _told(*fault):
                 self._take_over(actual, part)
                 part.mkdir(exist_ok=True)
+                if folder.exists():  # renamed first: killed while it is deleted, half of it would be in the way
+                    folder.rename(part / OLD)
+                shutil.rmtree(part / OLD, ignore_errors=True)
                 for rest in part.rglob(".*.part"):  # of `atomic.replacing` in a process that was killed
                     rest.unlink()
                 write_json(part / RECIPE, actual.describe())

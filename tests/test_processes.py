@@ -147,12 +147,13 @@ def test_moves(tmp_path, undisturbed, number):
     trail: list[str] = []
     changes: dict = {}
     for at in range(COMMANDS):
-        if draw.random() < 0.5:
+        if at and draw.random() < 0.4:
             changes = draw.choice(CHANGES)
-        if at and draw.random() < 0.5:
+        if at and draw.random() < 0.4:
             trail.append(fault(place, draw))
-        mode = "run" if at == 0 else draw.choices(list(MODES), WEIGHTS)[0]
-        kill_after = draw.uniform(0.5, 25) if at and draw.random() < 0.25 else None
+        again = at == 0 or "run --mode" in place.told  # as the last sentence advised
+        mode = "run" if again else draw.choices(list(MODES), WEIGHTS)[0]
+        kill_after = draw.uniform(2, 15) if at and draw.random() < 0.3 else None
         found = place.start(changes, mode, kill_after)
         errors = [line for line in found.stderr.splitlines() if line.startswith("error: ")]
         trail.append(f"{mode} {changes} {kill_after or ''} -> {found.returncode} {errors}")
@@ -164,13 +165,12 @@ def test_moves(tmp_path, undisturbed, number):
             ends["sentence"] += 1
             assert len(errors) == 1 and "Traceback" not in found.stderr, judged
             place.told = errors[0]
-            if draw.random() < 0.7:
-                heed(place)
+            heed(place)
         else:
-            ends["right"] += 1
+            ends["right"], place.told = ends["right"] + 1, ""
             assert found.returncode == 0 and not errors and "Traceback" not in found.stderr, judged
             if "prior.train.learning_rate" not in changes:
                 expected = undisturbed(changes, mode) if place.results(mode) else {}
                 assert {**place.results(mode)} == expected, judged
     print(f"chunk {number}: {dict(ends)}")
-    assert sum(ends.values()) == COMMANDS and ends["right"] > 3
+    assert sum(ends.values()) == COMMANDS and ends["right"] > 1

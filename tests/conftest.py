@@ -18,6 +18,7 @@ REPO = Path(__file__).resolve().parent.parent
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ["JAX_COMPILATION_CACHE_DIR"] = str(REPO / ".cache" / "jax")
+os.environ["HYPOTHESIS_STORAGE_DIRECTORY"] = str(REPO / ".cache" / "hypothesis")
 # By default JAX keeps only what took over a second to compile; tests compile many small programs.
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 os.environ["JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES"] = "-1"

@@ -44,6 +44,7 @@ MENDED = {
     "files": (OSError(errno.EMFILE, "Too many open files", "a"), "raise the limit of open files (ulimit -n)"),
     "gone": (FileNotFoundError(errno.ENOENT, "No such file or directory", "a"), "'a': No such file or directory: mend"),
     "device": (OSError(errno.EIO, "Input/output error", "a"), "'a': Input/output error"),
+    "in the way": (IsADirectoryError(errno.EISDIR, "Is a directory", ".part", None, "a"), "'a': Is a directory: mend"),
     "below Orbax": (ValueError("Error writing x [OS error 28: ENOSPC No space]"), "the disk is full: make room"),
     "memory": (MemoryError("Unable to allocate 9 TiB"), "memory does not suffice (MemoryError: Unable to allocate 9"),
     "device memory": (RuntimeError("RESOURCE_EXHAUSTED: Out of memory"), "memory does not suffice (RuntimeError"),

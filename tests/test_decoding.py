@@ -12,6 +12,11 @@ import pytest
 from PIL import Image
 
 from tests.conftest import REPO
+from tests.test_hostile_artefacts import damage
+from vgjax.data.caption import words
+from vgjax.data.entries import Entry
+from vgjax.data.prepare import parts
+from vgjax.data.read.decode import Settings
 
 # Prints the ids of the processes that decode, as soon as all are there.
 DECODING = """
@@ -76,3 +81,26 @@ def test_an_interrupt_ends_all_and_is_told_by_one(decoding):
     told = process.communicate(timeout=120)[1]
     assert process.returncode == -signal.SIGINT
     assert told.count("Traceback") == 1 and "SpawnProcess" not in told
+
+
+@pytest.mark.parametrize("kind", ["cut", "empty", "flipped", "pipe", "dangling"])
+def test_what_a_killed_preparation_left_damaged_is_decoded_again(tmp_path, monkeypatch, at_once, kind):
+    monkeypatch.setattr(parts, "CHUNK", 2)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 40, 3), np.uint8)).save(tmp_path / "a.png")
+    entries, settings = (
+        [Entry(f"{i}", tmp_path / "a.png") for i in range(4)],
+        Settings(str(tmp_path), 32, "crop", 10**8, words.ANY),
+    )
+    decoded = []
+    pack = parts._packed
+    monkeypatch.setattr(parts, "_packed", lambda chunk, told: decoded.append(len(chunk)) or pack(chunk, told))
+
+    def rows() -> list[parts.Row]:
+        made = parts.Parts(tmp_path / "parts", entries, settings)
+        made.decode(1)
+        return [*made]
+
+    whole = rows()
+    assert rows() == whole and decoded == [2, 2]
+    damage(min((tmp_path / "parts").iterdir()), kind)
+    assert rows() == whole and decoded == [2, 2, 2]

@@ -67,6 +67,23 @@ def shard(store: pathlib.Path, name: str, split: str = "train") -> pathlib.Path:
     return max(store.glob(f"{name}-*[0-9a-f]/{pattern}"))
 
 
+def test_a_shard_that_was_damaged_before_it_was_published_is_written_again(tmp_path):
+    """What a killed process left; what is whole of it stays."""
+    calls = []
+
+    def make() -> None:
+        rows = records.SkippedRows([{"x": np.float64([i])} for i in range(4)], ())
+        sources = {"train": rows, "validation": rows}
+        base.write_column(tmp_path, "x", sources, lambda rows: calls.append(len(rows)) or rows, 9)
+
+    make()
+    first, _ = (tmp_path / f"{split}-00000.array_record" for split in ("train", "validation"))
+    before = first.read_bytes()
+    flip(first, 2)
+    make()
+    assert first.read_bytes() == before and calls == [4, 4, 4]
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """A store of pictures and two columns of 12 training rows in shards of 5."""

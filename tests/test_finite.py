@@ -139,6 +139,24 @@ def test_a_lower_rate_goes_on_from_the_last_finite_checkpoint_and_says_so(stoppe
     assert "not_finite" not in fresh.manifest["info"]
 
 
+@pytest.mark.parametrize("text", [b"{", b"\xff", b""])
+def test_a_damaged_note_of_the_rates_is_told(stopped, text):
+    noted = stopped.root / f"{recipe(0.5).label}.part" / NOT_FINITE
+    noted.write_bytes(text)
+    with pytest.raises(ConfigError, match=rf"{NOT_FINITE}' is damaged: delete it and run again"):
+        made(stopped, Toy("loss"))
+    noted.unlink()
+    assert made(stopped, Toy()).manifest["info"]["step"] == 8
+
+
+@pytest.mark.parametrize("line", [b"{", b"\xff", b"3", b'{"stdp": 2, "kind": "train", "elapsed_s": 1}'])
+def test_a_damaged_row_of_a_log_costs_itself(tmp_path, line):
+    rows = [{"step": step, "kind": "train", "elapsed_s": 1.0} for step in (1, 3)]
+    first, last = (json.dumps(row).encode() for row in rows)
+    (tmp_path / train.LOG).write_bytes(b"\n".join([first, line, last]))
+    assert train.read_log(tmp_path / train.LOG) == rows
+
+
 @pytest.mark.parametrize("other", ["higher", "another key", "not stopped", "under way"])
 def test_nothing_else_is_gone_on_with(stopped, other):
     old = stopped.root / f"{recipe(0.5).label}.part"

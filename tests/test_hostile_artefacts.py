@@ -53,17 +53,17 @@ def command(here: Path, *arguments: str) -> list[str]:
     return [*SMALL, f"--workdir={here}/run", *arguments]
 
 
-def damage(path: Path, kind: str) -> None:
-    """Something that happens to files."""
+def damage(path: Path, kind: str, share: float = 0.5, bit: int = 0) -> None:
+    """Something that happens to files; `share`: how far into one."""
     data = path.read_bytes()
+    place = int(len(data) * share)
     path.unlink()
     if kind == "cut":
-        path.write_bytes(data[: len(data) // 2])
+        path.write_bytes(data[:place])
     elif kind == "empty":
         path.write_bytes(b"")
     elif kind == "flipped":
-        place = len(data) // 2
-        path.write_bytes(data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :])
+        path.write_bytes(data[:place] + bytes([data[place] ^ 1 << bit]) + data[place + 1 :])
     elif kind == "folder":
         path.mkdir()
     elif kind == "pipe":
@@ -72,9 +72,11 @@ def damage(path: Path, kind: str) -> None:
         path.write_bytes(data + b"x")
     elif kind == "loop":
         path.symlink_to(path)
+    elif kind == "dangling":
+        path.symlink_to(path.with_name("nowhere"))
 
 
-KINDS = ["cut", "empty", "flipped", "folder", "missing", "longer", "loop"]
+KINDS = ["cut", "empty", "flipped", "folder", "missing", "longer", "loop", "pipe"]
 
 
 @pytest.mark.parametrize("kind", KINDS)

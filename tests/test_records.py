@@ -3,6 +3,7 @@ import msgpack
 import numpy as np
 import pytest
 
+from tests.test_hostile_artefacts import damage
 from vgjax.config import ConfigError
 from vgjax.data import records, stream
 from vgjax.data.read.decode import to_png
@@ -83,6 +84,15 @@ def test_skipped_rows_keep_their_numbers(tmp_path):
     kept = records.SkippedRows(records.Records([tmp_path / "a.array_record"]), {0, 4})
     assert (len(kept), kept.total, kept.numbers) == (4, 6, [1, 2, 3, 5])
     assert [kept[i]["text"] for i in range(4)] == ["row 1", "row 2", "row 3", "row 5"]
+
+
+@pytest.mark.parametrize("kind", ["cut", "empty", "flipped", "missing", "pipe", "folder"])
+def test_damage_is_seen_and_no_pipe_waited_for(tmp_path, at_once, kind):
+    path = tmp_path / "a.array_record"
+    records.write(path, rows(3))
+    assert records.whole(path)
+    damage(path, kind, 0.002)
+    assert not records.whole(path)
 
 
 class Counted:

@@ -122,6 +122,17 @@ def test_a_trained_artefact_never_meets_another_trained_input_than_its_own(store
     assert store.get(denoiser(2), fill()).folder != made.folder
 
 
+def test_nor_one_that_is_reached_through_an_untrained_input(store):
+    factors = lambda version: Recipe("factors", 1, {}, {"prior": prior(version=version)})
+    denoiser = lambda version: Recipe("denoiser", 1, {}, {"factors": factors(version)}, trained=True)
+    old = store.get(prior(), fill())
+    made = store.get(denoiser(1), fill())
+    assert store.find(denoiser(2)).folder == made.folder
+    shutil.rmtree(old.folder)
+    store.get(prior(version=2), fill())
+    assert store.find(denoiser(2)) is None
+
+
 def test_what_was_made_is_used_where_raw_data_is_absent(store, caplog):
     absent = Recipe("pictures", 1, PICTURES.keys, raw=ABSENT)
     assert store.find(absent) is None
@@ -180,11 +191,27 @@ def test_what_was_made_from_other_bits_than_are_there_is_never_used(store, train
         store.get(recipe, never)
 
 
+def test_killed_while_an_outdated_one_is_deleted_leaves_nothing_in_the_way(store, trained_anew, monkeypatch):
+    trained_anew("b")
+
+    def killed(folder: pathlib.Path, **_: Any) -> None:
+        if folder.exists():
+            (folder / "manifest.json").unlink()
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(shutil, "rmtree", killed)
+    with pytest.raises(KeyboardInterrupt):
+        store.get(FACTORS, never)
+    monkeypatch.undo()
+    made = store.get(FACTORS, fill("new"))
+    assert made.path("file").read_text() == "new" and [path.name for path in made.folder.glob(".*")] == []
+
+
 def test_what_notes_no_bits_is_used_as_before(store, trained_anew):
     trained_anew("a")
     for recipe in (FACTORS, DENOISER, DRAWN):
         path = store.root / recipe.label / "manifest.json"
-        path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprints": {}}))
+        path.write_text(json.dumps(json.loads(path.read_text()) | {"fingerprints": {}, "sha256": None}))
     shutil.rmtree(store.root / prior().label)
     store.get(prior(), weights("b"))
     for recipe in (FACTORS, DENOISER, DRAWN):
@@ -286,6 +313,35 @@ def test_a_folder_without_a_readable_manifest_is_no_artefact(store, manifest):
     with pytest.raises(StoreError, match=f"{folder} has no readable"):
         store.get(prior(), never)
     assert store.status([prior(steps=700)])[0][2] == "never made"
+
+
+@pytest.mark.parametrize(("was", "now"), [('"seconds": 3', '"seconds": 7'), ('"created": "2', '"created": "6')])
+def test_no_number_of_a_manifest_changes_unseen(store, was, now):
+    manifest = store.get(prior(), fill()).folder / "manifest.json"
+    assert was in manifest.read_text()
+    manifest.write_text(manifest.read_text().replace(was, now))
+    assert store.find(prior()) is None and "has no readable" in store.status([prior()])[0][2]
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "file"])
+def test_a_pipe_in_the_place_of_a_file_is_not_waited_for(store, at_once, file):
+    path = store.get(prior(), fill("")).folder / file  # as empty as a pipe looks
+    path.unlink()
+    os.mkfifo(path)
+    assert file == "file" or store.find(prior()) is None
+    with pytest.raises(StoreError, match=f"{path.parent}"):
+        store.get(prior(), never).path("file")
+
+
+def test_a_pipe_in_the_place_of_a_lock_is_not_waited_for(store, at_once):
+    store.root.mkdir()
+    os.mkfifo(store.root / f"{prior().label}.lock")
+    store.get(prior(), fill())
+
+
+def test_a_pipe_among_what_was_made_is_not_waited_for(store, at_once):
+    with pytest.raises(StoreError, match="cannot be written"):
+        store.get(prior(), lambda folder: os.mkfifo(folder / "file"))
 
 
 def test_a_renamed_folder_is_no_artefact(store):

@@ -2,16 +2,17 @@
 
 import contextlib
 import errno
+import io
 import json
 import os
 import pathlib
 import stat
 import uuid
 from collections.abc import Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 
-def open_regular(path: str | os.PathLike[str], flags: int = 0) -> BinaryIO:
+def open_regular(path: str | os.PathLike[str], flags: int = 0) -> io.BufferedReader:
     """Opens a file for reading without ever waiting for it, as for a pipe; OSError where it is no regular file."""
     try:
         regular = stat.S_ISREG(os.stat(path).st_mode)

@@ -110,7 +110,8 @@ def _sentence(error: BaseException) -> str:
     if isinstance(error, ConfigError):
         return str(error)
     if isinstance(error, OSError) and error.errno:
-        place = f"'{error.filename}': " if error.filename else ""
+        named = error.filename2 or error.filename  # of what could not be renamed, the place that was to be taken
+        place = f"'{named}': " if named else ""
         return f"{place}{error.strerror}: {REMEDIES.get(error.errno, AGAIN)}"
     if "[OS error 28" in str(error):  # how tensorstore tells of it, below Orbax
         return f"the disk is full: {REMEDIES[errno.ENOSPC]}"

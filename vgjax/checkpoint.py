@@ -15,7 +15,7 @@ import safetensors.numpy
 from orbax.checkpoint import v1 as ocp
 
 from vgjax import parallel
-from vgjax.atomic import replacing, write_json
+from vgjax.atomic import read_regular, replacing, write_json
 from vgjax.state import TrainState
 from vgjax.store import UNREADABLE, file_digests
 
@@ -69,7 +69,7 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
 def _delete_damaged(folder: pathlib.Path) -> None:
     for noted in folder.glob(f"*/{DIGESTS}"):
         try:
-            whole = json.loads(noted.read_text()) == file_digests(noted.parent, [DIGESTS])
+            whole = json.loads(read_regular(noted)) == file_digests(noted.parent, [DIGESTS])
         except UNREADABLE:
             whole = False
         if not whole:

@@ -28,7 +28,9 @@ def declared(flat: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
     found: dict[str, Any] = {}
     for key in sorted(keys, key=lambda key: key.startswith("-")):
         pattern = key.removeprefix("-")
-        chosen = [name for name in (flat if key == pattern else found) if _matches(name, pattern)]
+        among = flat if key == pattern else found
+        below = lambda name, group=pattern: group.endswith(".*") and f"{name}.".startswith(group[:-1])
+        chosen = [pattern] if pattern in among else [*filter(below, among)]
         if not chosen:
             raise ValueError(f"'{key}' declares nothing: name a key or a group ('prior.*') of the config")
         if key == pattern:
@@ -36,10 +38,6 @@ def declared(flat: Mapping[str, Any], keys: Sequence[str]) -> dict[str, Any]:
         else:
             found = {name: value for name, value in found.items() if name not in chosen}
     return found
-
-
-def _matches(name: str, pattern: str) -> bool:
-    return name == pattern or (pattern.endswith(".*") and f"{name}.".startswith(pattern[:-1]))
 
 
 class _View:

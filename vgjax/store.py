@@ -20,7 +20,7 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from vgjax.atomic import write_json
+from vgjax.atomic import open_regular, read_regular, write_json
 from vgjax.config import ConfigError
 from vgjax.recipes import ABSENT, Recipe
 
@@ -28,6 +28,7 @@ MANIFEST, RECIPE = "manifest.json", "recipe.json"  # of a whole artefact, and of
 FOLDER = re.compile(r"[a-z_]+-[0-9a-f]{12}(\.part)?")
 NOT_FINITE = "not_finite.json"  # of a training that came there: learning rates with the steps kept of each
 UNREADABLE = (OSError, ValueError, KeyError, TypeError, AttributeError)  # what comes of reading a broken manifest
+OLD = ".old"  # in the folder of one in the making, what it takes the place of
 OUTDATED = "was made from what has been trained or drawn anew since, otherwise"
 _warn_once = functools.cache(logging.warning)  # once a process for each message
 
@@ -130,7 +131,7 @@ class Store:
         fault = f"the folder {self.root} cannot be written", "make room or name another --workdir"
         with _told(*fault):
             self.root.mkdir(parents=True, exist_ok=True)
-            lock = (self.root / f"{actual.label}.lock").open("a")
+            lock = (self.root / f"{actual.label}.lock").open("a+b", 0)  # to write alone, a pipe would be waited for
         with lock:
             _lock(lock.fileno(), folder)
             if found := self._open(actual.label):
@@ -139,10 +140,12 @@ class Store:
                 if (why := self._obstacle(folder)) != OUTDATED or recipe.trained:
                     raise StoreError(f"the folder {folder} {why}: delete it and run again")
                 logging.warning("%s %s: it is made again", folder, why)
-                shutil.rmtree(folder)
             with _told(*fault):
                 self._take_over(actual, part)
                 part.mkdir(exist_ok=True)
+                if folder.exists():  # renamed first: killed while it is deleted, half of it would be in the way
+                    folder.rename(part / OLD)
+                shutil.rmtree(part / OLD, ignore_errors=True)
                 for rest in part.rglob(".*.part"):  # of `atomic.replacing` in a process that was killed
                     rest.unlink()
                 write_json(part / RECIPE, actual.describe())
@@ -151,7 +154,8 @@ class Store:
                 now = datetime.datetime.now(datetime.UTC).isoformat()
                 below = dict(pair for one in actual.inputs.values() for pair in self._fingerprints(one.label).items())
                 more = {"files": file_digests(part, loose), "info": info, "created": now, "fingerprints": below}
-                write_json(part / MANIFEST, {**actual.describe(), **more})
+                manifest = {**actual.describe(), **more}
+                write_json(part / MANIFEST, {**manifest, "sha256": _json_sha256(manifest)})
                 (part / RECIPE).unlink()
                 _sync(part)
                 part.rename(folder)
@@ -162,7 +166,7 @@ class Store:
         """Goes on with a training of a higher learning rate alone, if it came to what is not finite: else rates mix."""
         key = f"{recipe.name}.train.learning_rate"
         for old in sorted(self.root.glob(f"{recipe.name}-*.part/{NOT_FINITE}")):
-            with contextlib.suppress(*UNREADABLE), (self.root / f"{old.parent.stem}.lock").open("a") as lock:
+            with contextlib.suppress(*UNREADABLE), (self.root / f"{old.parent.stem}.lock").open("a+b", 0) as lock:
                 fcntl.flock(lock.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
                 was = Recipe.read(_read_json(old.parent / RECIPE))
                 same = dataclasses.replace(recipe, keys={**recipe.keys, key: was.keys[key]})
@@ -192,10 +196,8 @@ class Store:
         """What to make, its inputs being those that are there, and what is there of it."""
         if found := self._open(recipe.label):
             return found.recipe, found
-        inputs = {role: self._look(one)[0] for role, one in recipe.inputs.items()}
-        actual = dataclasses.replace(recipe, inputs=inputs)
-        trained = [role for role, one in recipe.inputs.items() if one.trained]
-        found = self._open(actual.label) or self._stand_in(actual, trained)
+        actual = dataclasses.replace(recipe, inputs={role: self._look(one)[0] for role, one in recipe.inputs.items()})
+        found = self._open(actual.label) or self._stand_in(recipe, actual)
         return (found.recipe, found) if found else (actual, None)
 
     def _open(self, label: str) -> Artefact | None:
@@ -228,13 +230,13 @@ class Store:
                 return OUTDATED
         return f"has no readable {MANIFEST}"
 
-    def _stand_in(self, recipe: Recipe, trained_inputs: Sequence[str]) -> Artefact | None:
-        """Never one whose trained inputs are not those in use: the two would not fit together."""
+    def _stand_in(self, asked: Recipe, recipe: Recipe) -> Artefact | None:
+        """Never one that was made, however far back, from trained ones that are not in use: they would not fit."""
 
         def fits(one: Artefact) -> bool:
             filled = recipe.with_raw(one.recipe)
             same = filled.identity == one.recipe.identity if recipe.trained else filled.digest == one.digest
-            return same and all(one.recipe.inputs[i].digest == filled.inputs[i].digest for i in trained_inputs)
+            return same and _trained_below(asked, one.recipe) == _trained_below(asked, filled)
 
         there = filter(None, (self._open(path.name) for path in self.root.glob(f"{recipe.name}-*")))
         if found := max(filter(fits, there), key=lambda one: one.created, default=None):
@@ -263,13 +265,28 @@ class Store:
         return actual.label, "missing", f"{'; '.join(differing[:3])}{more} (since {closest})"
 
 
+def _trained_below(asked: Recipe, recipe: Recipe) -> list[str]:
+    """Digests of the trained ones that a recipe is made from; which those are, only what is asked for says."""
+    pairs = [(one, recipe.inputs[role]) for role, one in asked.inputs.items()]
+    return [digest for one, used in pairs for digest in ([used.digest] * one.trained + _trained_below(one, used))]
+
+
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
+    """A manifest without its own digest, which older ones have not, or a recipe; ValueError where it is damaged."""
+    found = json.loads(read_regular(path).decode())
+    if found.pop("sha256", None) not in (None, _json_sha256(found)):
+        raise ValueError
+    return found
+
+
+def _json_sha256(values: Mapping[str, Any]) -> str:
+    """The same of values and of what is read of them."""
+    return hashlib.sha256(json.dumps(json.loads(json.dumps(values)), sort_keys=True).encode()).hexdigest()
 
 
 def _sync(path: pathlib.Path) -> None:
     """Brings a file or a folder's entries to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
         os.fsync(descriptor)
     finally:
@@ -277,7 +294,7 @@ def _sync(path: pathlib.Path) -> None:
 
 
 def _sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

@@ -19,7 +19,7 @@ from tensorboardX import SummaryWriter
 from tqdm import tqdm
 
 from vgjax import checkpoint, optim, parallel, seeds
-from vgjax.atomic import write_json, write_text
+from vgjax.atomic import read_regular, write_json, write_text
 from vgjax.checkpoint import Checkpoints
 from vgjax.config import ConfigError
 from vgjax.context import VARIABLES, Context
@@ -130,7 +130,7 @@ def _finished(folder: pathlib.Path) -> dict[str, Any] | None:
     if not (folder / DONE).exists():
         return None
     try:
-        done = json.loads((folder / DONE).read_text())
+        done = json.loads(read_regular(folder / DONE))
         if fingerprint(checkpoint.load_export(folder / VARIABLES)) == done["fingerprint"]:
             return done
     except (*UNREADABLE, SafetensorError):
@@ -242,15 +242,17 @@ class Log(contextlib.AbstractContextManager["Log"]):
 def rates_left(folder: pathlib.Path) -> dict[str, int]:
     """Learning rates that led to what is not finite, each with the step up to which the training kept it."""
     path = folder / NOT_FINITE
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        return json.loads(read_regular(path)) if path.exists() else {}
+    except ValueError:
+        raise ConfigError(f"'{path}' is damaged: delete it and run again") from None
 
 
 def read_log(path: pathlib.Path) -> list[dict[str, Any]]:
-    """Rows of a JSONL log; a last line that a kill cut short is left out."""
+    """Rows of a JSONL log; those that a kill cut short or that are damaged are left out."""
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError:
-            break
+    for line in read_regular(path).splitlines() if path.exists() else ():
+        with contextlib.suppress(*UNREADABLE):
+            row = json.loads(line)
+            rows += [row] if {"step", "kind", "elapsed_s"} <= row.keys() else []
     return rows

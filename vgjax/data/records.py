@@ -13,7 +13,7 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordWriter
 from PIL import Image
 
-from vgjax.atomic import replacing
+from vgjax.atomic import open_regular, replacing
 from vgjax.config import ConfigError
 
 REMEDY = "delete the artefact's folder and run again"
@@ -76,6 +76,7 @@ def raw(paths: Sequence[pathlib.Path]) -> Sequence[bytes]:
     """Random access to the undecoded records of files; ConfigError where one is missing or cut short."""
     for path in paths:
         try:
+            open_regular(path).close()  # a pipe would be waited for
             grain.sources.ArrayRecordDataSource([str(path)])
         except (RuntimeError, OSError, ValueError) as error:  # array_record has no error of its own
             why = str(error) or "cut short"
@@ -92,6 +93,14 @@ def unreadable(paths: Sequence[pathlib.Path]) -> list[int]:
         except RuntimeError:
             found.append(row)
     return found
+
+
+def whole(path: pathlib.Path) -> bool:
+    """Whether a file is there and every record of it can be read."""
+    try:
+        return not unreadable([path])
+    except ConfigError:
+        return False
 
 
 class Records:

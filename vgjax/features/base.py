@@ -27,7 +27,7 @@ def write_column(
 ) -> dict[str, Any]:
     """Writes folder/<split>-<shard>.array_record from the rows of each split, at most `batch` of them at a time.
 
-    Shards of an earlier, broken off call stay as they are; `name` is for the progress bar.
+    Whole shards of an earlier, broken off call stay as they are; `name` is for the progress bar.
 
     Returns:
       What the artefact's manifest says: the absent rows of each split.
@@ -36,7 +36,7 @@ def write_column(
         with tqdm(total=source.total, desc=f"{name}, {split}", unit="row", mininterval=1.0) as bar:
             for start in range(0, source.total, SHARD_ROWS):
                 path = folder / f"{split}-{start // SHARD_ROWS:05d}.array_record"
-                if not path.exists():
+                if not records.whole(path):
                     shard = range(start, min(start + SHARD_ROWS, source.total))
                     records.write(path, _records(source, shard, compute, batch, bar))
     return {"absent": {split: sorted(set(range(s.total)) - set(s.numbers)) for split, s in sources.items()}}

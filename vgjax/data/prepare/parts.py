@@ -1,6 +1,7 @@
-"""Decoding in parallel, resumable: each chunk of pictures leaves one file, and is not redone while that is there."""
+"""Decoding in parallel, resumable: each chunk of pictures leaves one file, and is not redone while that is whole."""
 
 import concurrent.futures
+import contextlib
 import hashlib
 import multiprocessing
 import os
@@ -15,7 +16,7 @@ from typing import Any
 import msgpack
 from tqdm import tqdm
 
-from vgjax.atomic import replacing
+from vgjax.atomic import open_regular, replacing
 from vgjax.config import ConfigError
 from vgjax.data.entries import Entry, Skip
 from vgjax.data.read import decode
@@ -43,12 +44,13 @@ class Parts:
         self._folder.mkdir(parents=True, exist_ok=True)
         for stale in set(self._folder.iterdir()) - self._chunks.keys():
             stale.unlink()
-        missing = {path: chunk for path, chunk in self._chunks.items() if not path.exists()}
+        missing = {path: chunk for path, chunk in self._chunks.items() if _content(path) is None}
         total, left = (sum(map(len, chunks.values())) for chunks in (self._chunks, missing))
         with tqdm(total=total, initial=total - left, desc="decoding", unit="image", disable=not total) as bar:
             for path, rows in self._results(missing, 1 if left <= FEW else workers):
                 with replacing(path) as part:
-                    part.write_bytes(msgpack.packb(rows))
+                    packed = msgpack.packb(rows)
+                    part.write_bytes(hashlib.sha256(packed).digest() + packed)
                 bar.update(len(rows))
         self.skipped = [Skip(*row["skip"]) for row in self._all() if "skip" in row]
 
@@ -61,7 +63,7 @@ class Parts:
 
     def _all(self) -> Iterator[Row]:
         for path in self._chunks:
-            yield from msgpack.unpackb(path.read_bytes())
+            yield from msgpack.unpackb(_content(path))
 
     def _results(self, missing: Chunks, workers: int) -> Iterator[tuple[pathlib.Path, list[Row]]]:
         if workers == 1:
@@ -83,6 +85,14 @@ class Parts:
             ) from None
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def _content(path: pathlib.Path) -> bytes | None:
+    """What a chunk's file holds after its digest; None where it is missing or damaged, and so to be decoded again."""
+    with contextlib.suppress(OSError), open_regular(path) as file:
+        if file.read(32) == hashlib.sha256(packed := file.read()).digest():
+            return packed
+    return None
 
 
 def _end_with_parent() -> None:

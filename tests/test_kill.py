@@ -1,77 +1,227 @@
-"""A run killed by the operating system in each stage, started again by the same command."""
+"""Commands killed by the operating system at 40 moments of all modes, or interrupted in a save, and given again."""
 
 import json
 import os
-import pathlib
+import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
+from safetensors.numpy import save_file
 
-from vgjax.train import LOG, read_log
+from tests.test_autoencoder import CHANNELS, FACTOR, tensors_of
+from tests.test_prepare import make_root
+from vgjax import boundary
 
-ROOT = pathlib.Path(__file__).parents[1]
-STEPS = 60  # long enough to be caught between two checkpoints
+ROOT = Path(__file__).parents[1]
+# Pictures decoded in processes, captions of their masks, latents of an autoencoder, and what diffusers can compute.
+CONFIG = {
+    "data.captions": "measured",
+    "data.workers": 2,
+    "data.image_size": 64,
+    "data.validation_fraction": 0.2,
+    "autoencoder.kind": "tiny",
+    "autoencoder.channels": CHANNELS,
+    "autoencoder.factor": FACTOR,
+    "denoiser.patch": 2,
+}
+COMMANDS = {"prepare": [], "train": [], "evaluate": [], "report": [], "export": [], "sample": ["--prompt=a disc"]}
 STAGES = ("prior", "disentangler", "denoiser")
 
 
-def start(workdir: pathlib.Path, cache: pathlib.Path) -> subprocess.Popen:
-    flags = [f"--config.{key}.train.steps={STEPS}" for key in STAGES]
-    flags += [f"--config.{key}.train.checkpoint_every_steps=20" for key in STAGES]
-    flags += [f"--config.{key}.train.log_every_steps=1" for key in STAGES]
-    command = [sys.executable, "-m", "vgjax.main", "--config=configs/phantom.py:smoke", f"--workdir={workdir}"]
-    environment = os.environ | {
-        "JAX_COMPILATION_CACHE_DIR": str(cache),
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-    }
-    return subprocess.Popen([*command, *flags], cwd=ROOT, env=environment, stderr=subprocess.DEVNULL)
+class Part(NamedTuple):
+    """Of the work: the command that does it, what it changes, and how often it is killed there, in a save and else."""
+
+    command: str
+    files: str  # a pattern
+    saving: int
+    other: int
 
 
-def fingerprints(store: pathlib.Path) -> dict[str, str]:
-    found = {s: json.loads(next(store.glob(f"{s}-*/manifest.json")).read_text()) for s in STAGES}
-    return {stage: manifest["info"]["fingerprint"] for stage, manifest in found.items()}
+PARTS = {
+    "pictures": Part("prepare", "store/pictures-", 3, 3),
+    "features": Part("prepare", "store/(vocabulary|text)-", 1, 2),
+    "latents": Part("prepare", "store/(latents|condition)-", 2, 2),
+    "prior": Part("train", "store/prior-", 3, 2),
+    "factors": Part("train", "store/factors-", 1, 1),
+    "disentangler": Part("train", "store/disentangler-", 2, 1),
+    "denoiser": Part("train", "store/denoiser-", 3, 2),
+    "drawn": Part("evaluate", "store/drawn_", 1, 1),
+    "reader": Part("evaluate", "store/reader-", 1, 0),
+    "metrics": Part("evaluate", "store/evaluation-|run/.", 1, 1),
+    "report": Part("report", "run/.", 1, 1),
+    "export": Part("export", "run/.", 2, 1),
+    "sample": Part("sample", "run/.", 1, 1),
+}
+CHAINS = [
+    ("pictures", "features", "latents"),
+    ("prior", "factors"),
+    ("disentangler", "denoiser"),
+    ("drawn", "reader", "metrics"),
+    ("report", "export", "sample"),
+]
+# Places where a save is under way: something is half written, and none of it in its place.
+SAVING = re.compile(r"\w+ .*orbax-checkpoint-tmp/|os.rename .*/checkpoints/\d+$|\w+ .*/checkpoints/\d+/\.?digests"
+    r"|(fsync|os.remove) .*/\.[^/]+\.part$|os.rename .*\.\w+$|os.rename store/[a-z_]+-\*$|.*/incomplete\.\*/")
+FOLDERS = re.compile(r"(checkpoints|parts|raw|folder|transformer)/.*")  # whose files are of one kind
+PUBLISHING = 8  # last places of a part
 
 
-def log_of(store: pathlib.Path, stage: str) -> list[dict]:
-    logs = list(store.glob(f"{stage}-*.part/{LOG}"))
-    return read_log(logs[0]) if logs else []
+class Ended(NamedTuple):
+    """A process that has ended, with all those that it started."""
+
+    code: int
+    places: list[str]
+    lines: list[str]  # of stderr
+
+
+class Work:
+    """Commands on one run, of data that all runs share."""
+
+    def __init__(self, folder: Path, shared: Path):
+        self.folder, self.store, self.workdir, self._shared = folder, folder / "store", folder / "run", shared
+
+    def start(self, command: str, way: str = "tell", place: str = "") -> Ended:
+        """Gives a command, in which something happens at a place; where that is told, it is killed thereupon."""
+        config = {**CONFIG, "data.root": self._shared / "data", "autoencoder.path": self._shared / "tiny.safetensors"}
+        flags = ["--config=configs/folder.py:reference+smoke", *(f"--config.{k}={v}" for k, v in config.items())]
+        flags += [f"--workdir={self.workdir}", f"--mode={command}", *COMMANDS[command]]
+        environment = os.environ | {
+            "JAX_COMPILATION_CACHE_DIR": str(self._shared / "cache"),
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+        }
+        process = subprocess.Popen(
+            [sys.executable, "-m", "tests.moments", str(self.folder), way, place, *flags],
+            cwd=ROOT,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        assert process.stdout
+        if way == "tell" and process.stdout.readline():
+            process.kill()
+        told, errors = process.communicate(timeout=300)  # ends with the last process that inherited its output
+        wait_for_session(process.pid)
+        return Ended(process.returncode, told.splitlines(), errors.splitlines())
+
+    def finish(self, first: str) -> None:
+        """Gives a command and all after it, undisturbed."""
+        for command in [*COMMANDS][[*COMMANDS].index(first) :]:
+            ended = self.start(command)
+            assert ended.code == 0, (command, ended.lines)
+
+
+def wait_for_session(number: int) -> None:
+    """Fails unless all processes of a session, zombies apart, end within a minute."""
+
+    def there() -> Iterator[str]:
+        for path in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                state, _, _, session, *_ = path.read_text().rpartition(")")[2].split()
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if int(session) == number and state != "Z":
+                yield path.parent.name
+
+    for _ in range(600):
+        if not (left := [*there()]):
+            return
+        time.sleep(0.1)
+    raise AssertionError(f"processes {left} outlived the one that started them")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("shared")
+    make_root(folder / "data", count=200)
+    save_file(tensors_of("autoencoder_tiny"), folder / "tiny.safetensors")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, shared) -> tuple[Work, dict[str, list[str]]]:
+    """An undisturbed run, and the places that each command came to."""
+    work, places = Work(tmp_path_factory.mktemp("whole"), shared), {}
+    for command in COMMANDS:
+        ended = work.start(command, "list")
+        assert ended.code == 0, ended.lines
+        places[command] = ended.places
+    return work, places
+
+
+@pytest.fixture
+def broken(tmp_path, shared) -> Work:
+    return Work(tmp_path, shared)
+
+
+def begun(broken: Work, whole: Work, part: Part) -> None:
+    """Makes what the undisturbed run had made when the part began."""
+    kept = {path.parent: json.loads(path.read_text())["created"] for path in whole.store.glob("*/manifest.json")}
+    first = [created for path, created in kept.items() if re.match(part.files, f"store/{path.name}")]
+    for path, created in kept.items():
+        if not first or created < min(first):
+            shutil.copytree(path, broken.store / path.name)
+    files = {"evaluate": ["config.json"], "report": ["config.json", "metrics.json"]}.get(part.command, [])
+    for name in files:
+        broken.workdir.mkdir(exist_ok=True)
+        shutil.copy(whole.workdir / name, broken.workdir)
+
+
+def drawn(places: Sequence[str], part: Part, name: str) -> list[str]:
+    """So many places of a part as it is killed at, of different kinds, in order."""
+    kinds: dict[str, list[str]] = {}
+    for place in places:
+        if re.match(part.files, place.partition(" ")[2]):
+            kinds.setdefault(FOLDERS.sub(r"\1", place), []).append(place)
+    rng = random.Random(f"{name} 12")
+    chosen = [rng.choice(kinds[kind]) for kind in rng.sample(sorted(kinds), part.kills)]
+    return sorted(chosen, key=[*places].index)
+
+
+def half_written(folder: Path) -> set[Path]:
+    """What a save under way has on disk."""
+    found = {path for path in folder.rglob("*") if re.search(r"/\.[^/]*\.part$|orbax-checkpoint-tmp$|/incomplete\.[^/]*$", str(path))}
+    found |= {path for path in folder.glob("store/*/checkpoints/[0-9]*") if not (path / "digests.json").exists()}
+    return found | {*folder.glob("store/*.part/manifest.json")}
+
+
+def results(work: Work) -> dict[str, Any]:
+    """All that an undisturbed run and a broken one must have in common."""
+    found: dict[str, Any] = {}
+    for path in work.store.glob("*/manifest.json"):
+        manifest = json.loads(path.read_text())
+        found[f"fingerprint of {path.parent.name}"] = manifest["info"].get("fingerprint")
+        # done.json tells the time, and records of pictures are equal in content alone.
+        timed = re.compile(r"done.json$|.*/folder-\w+\.array_record.*")
+        found |= {f"{path.parent.name}/{name}": not timed.match(name) and one["sha256"] for name, one in manifest["files"].items()}
+    found["metrics"] = json.loads((work.workdir / "metrics.json").read_text())["estimates"]
+    written = [path for folder in ("export", "samples") for path in (work.workdir / folder).rglob("[!.]*")]
+    found |= {str(path.relative_to(work.workdir)): path.read_bytes() for path in written if path.is_file()}
+    return found
 
 
 @pytest.mark.slow
-def test_killed_in_each_stage_ends_as_uninterrupted(tmp_path):
-    assert start(tmp_path / "whole" / "run", tmp_path / "cache").wait() == 0
-    broken, killed = tmp_path / "broken", []
-    for stage in STAGES:
-        process = start(broken / "run", tmp_path / "cache")
-        while process.poll() is None and not any(row["step"] > 30 for row in log_of(broken / "store", stage)):
-            time.sleep(0.005)
-        process.send_signal(signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL
-        killed.append(max(row["step"] for row in log_of(broken / "store", stage)))
-        assert not list((broken / "store").glob(f"{stage}-*/manifest.json"))
-    assert all(30 < step < STEPS for step in killed)
-    assert start(broken / "run", tmp_path / "cache").wait() == 0
-    assert fingerprints(broken / "store") == fingerprints(tmp_path / "whole" / "store")
-
-
-@pytest.mark.slow
-def test_killed_in_any_artefact_leaves_no_half_one(tmp_path):
-    """Killed as soon as each artefact's folder appears in the making; what is there is whole, and the end the same."""
-    assert start(tmp_path / "whole" / "run", tmp_path / "cache").wait() == 0
-    whole, broken = tmp_path / "whole" / "store", tmp_path / "broken" / "store"
-    names = [path.parent.name for path in whole.glob("*/manifest.json")]
-    assert len(names) >= 10
-    for name in sorted(names, key=lambda name: (whole / name / "manifest.json").stat().st_mtime_ns):
-        process = start(tmp_path / "broken" / "run", tmp_path / "cache")
-        while process.poll() is None and not ((broken / f"{name}.part").exists() or (broken / name).exists()):
-            time.sleep(0.002)
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        for folder in (path for path in broken.iterdir() if path.is_dir() and path.suffix != ".part"):
-            files = json.loads((folder / "manifest.json").read_text())["files"]
-            assert all((folder / file).stat().st_size == one["bytes"] for file, one in files.items())
-    assert start(tmp_path / "broken" / "run", tmp_path / "cache").wait() == 0
-    assert fingerprints(broken) == fingerprints(whole)
+@pytest.mark.parametrize("chain", CHAINS, ids=lambda chain: chain[0])
+def test_killed_at_any_moment_ends_as_undisturbed(whole, broken, chain):
+    undisturbed, places = whole
+    begun(broken, undisturbed, PARTS[chain[0]])
+    for name in chain:
+        part = PARTS[name]
+        chosen = drawn(places[part.command], part, name)
+        for place in chosen:
+            before = half_written(broken.folder)
+            ended = broken.start(part.command, "kill", place)
+            saving = bool(half_written(broken.folder) - before)
+            print(f"{part.command:9} {name:13} {'kill':5} {'saving' if saving else '':7} {place}")
+            assert ended.code == -signal.SIGKILL, (place, ended)
+    broken.finish(PARTS[chain[0]].command)
+    assert results(broken) == results(undisturbed)

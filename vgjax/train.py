@@ -133,6 +133,7 @@ def _finished(folder: pathlib.Path) -> dict[str, Any] | None:
     try:
         done = json.loads((folder / DONE).read_text())
         if fingerprint(checkpoint.load_export(folder / VARIABLES)) == done["fingerprint"]:
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the kill may have come before or within this
             return done
     except (*UNREADABLE, SafetensorError):
         pass

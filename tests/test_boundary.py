@@ -135,7 +135,17 @@ def interruptible():
 
 def started(folder: Path, *more: str) -> subprocess.Popen:
     """A run as a process group of its own, as a shell makes one."""
-    command = [sys.executable, "-m", "vgjax.main", PHANTOM, f"--workdir={folder}/run", *more]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.moments",
+        str(folder),
+        "tell",
+        "",
+        PHANTOM,
+        f"--workdir={folder}/run",
+        *more,
+    ]
     environment = os.environ | {
         "XLA_FLAGS": "",
         "JAX_NUM_CPU_DEVICES": "1",

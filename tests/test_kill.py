@@ -31,31 +31,35 @@ CONFIG = {
     "autoencoder.channels": CHANNELS,
     "autoencoder.factor": FACTOR,
     "denoiser.patch": 2,
+    **{f"{stage}.train.checkpoint_every_steps": 2 for stage in ("prior", "disentangler", "denoiser")},
 }
 COMMANDS = {"prepare": [], "train": [], "evaluate": [], "report": [], "export": [], "sample": ["--prompt=a disc"]}
-STAGES = ("prior", "disentangler", "denoiser")
 
 
 class Part(NamedTuple):
-    """Of the work: the command that does it, what it changes, and how often it is killed there, in a save and else."""
+    """Of the work: the command that does it, what it changes, and how often it is killed.
+
+    By itself at places in a save and others, and, after those, by us when it tells of one.
+    """
 
     command: str
     files: str  # a pattern
     saving: int
     other: int
+    told: int = 0
 
 
 PARTS = {
-    "pictures": Part("prepare", "store/pictures-", 3, 3),
-    "features": Part("prepare", "store/(vocabulary|text)-", 1, 2),
+    "pictures": Part("prepare", "store/pictures-", 3, 1, 1),
+    "features": Part("prepare", "store/(vocabulary|text)-", 1, 1, 1),
     "latents": Part("prepare", "store/(latents|condition)-", 2, 2),
-    "prior": Part("train", "store/prior-", 3, 2),
+    "prior": Part("train", "store/prior-", 3, 2, 1),
     "factors": Part("train", "store/factors-", 1, 1),
-    "disentangler": Part("train", "store/disentangler-", 2, 1),
+    "disentangler": Part("train", "store/disentangler-", 2, 0, 1),
     "denoiser": Part("train", "store/denoiser-", 3, 2),
-    "drawn": Part("evaluate", "store/drawn_", 1, 1),
-    "reader": Part("evaluate", "store/reader-", 1, 0),
-    "metrics": Part("evaluate", "store/evaluation-|run/.", 1, 1),
+    "drawn": Part("evaluate", "store/drawn_", 1, 0, 1),
+    "reader": Part("evaluate", "store/reader-", 1, 0, 1),
+    "metrics": Part("evaluate", "store/evaluation-|run/.", 1, 0),
     "report": Part("report", "run/.", 1, 1),
     "export": Part("export", "run/.", 2, 1),
     "sample": Part("sample", "run/.", 1, 1),
@@ -67,11 +71,16 @@ CHAINS = [
     ("drawn", "reader", "metrics"),
     ("report", "export", "sample"),
 ]
-# Places where a save is under way: something is half written, and none of it in its place.
-SAVING = re.compile(r"\w+ .*orbax-checkpoint-tmp/|os.rename .*/checkpoints/\d+$|\w+ .*/checkpoints/\d+/\.?digests"
-    r"|(fsync|os.remove) .*/\.[^/]+\.part$|os.rename .*\.\w+$|os.rename store/[a-z_]+-\*$|.*/incomplete\.\*/")
-FOLDERS = re.compile(r"(checkpoints|parts|raw|folder|transformer)/.*")  # whose files are of one kind
-PUBLISHING = 8  # last places of a part
+SAVING = re.compile(  # places at which something is half written
+    r"\S+ .*orbax-checkpoint-tmp/|os.rename .*/checkpoints/\d+$|open .*/\.digests-"
+    r"|(fsync|os.remove) .*/\.[^/]+\.part$|os.rename .*\.\w+$|os.rename store/[a-z_]+-\*$|\S+ .*/incomplete\.\*/"
+)
+HALF = re.compile(
+    r"/\.[^/]+\.part$|/checkpoints/\d+(\.orbax-checkpoint-tmp)?$|/incomplete\.[^/]+$|\.part/manifest.json$"
+)
+FILE = re.compile(r"/(checkpoints/.*|[^/]*)$")  # left out, the kind of change is left
+SEED = 717  # with which checkpoints are also killed while old ones are deleted, and pictures while they are decoded
+PUBLISHING = 8  # last places of a part, soon after which the next one begins
 
 
 class Ended(NamedTuple):
@@ -88,7 +97,7 @@ class Work:
     def __init__(self, folder: Path, shared: Path):
         self.folder, self.store, self.workdir, self._shared = folder, folder / "store", folder / "run", shared
 
-    def start(self, command: str, way: str = "tell", place: str = "") -> Ended:
+    def start(self, command: str, way: str = "kill", place: str = "") -> Ended:
         """Gives a command, in which something happens at a place; where that is told, it is killed thereupon."""
         config = {**CONFIG, "data.root": self._shared / "data", "autoencoder.path": self._shared / "tiny.safetensors"}
         flags = ["--config=configs/folder.py:reference+smoke", *(f"--config.{k}={v}" for k, v in config.items())]
@@ -170,43 +179,52 @@ def begun(broken: Work, whole: Work, part: Part) -> None:
     for path, created in kept.items():
         if not first or created < min(first):
             shutil.copytree(path, broken.store / path.name)
-    files = {"evaluate": ["config.json"], "report": ["config.json", "metrics.json"]}.get(part.command, [])
-    for name in files:
+    notes = {"prepare": [], "train": [], "evaluate": ["config.json"]}.get(part.command, ["config.json", "metrics.json"])
+    for name in notes:
         broken.workdir.mkdir(exist_ok=True)
         shutil.copy(whole.workdir / name, broken.workdir)
 
 
-def drawn(places: Sequence[str], part: Part, name: str) -> list[str]:
-    """So many places of a part as it is killed at, of different kinds, in order."""
-    kinds: dict[str, list[str]] = {}
-    for place in places:
-        if re.match(part.files, place.partition(" ")[2]):
-            kinds.setdefault(FOLDERS.sub(r"\1", place), []).append(place)
-    rng = random.Random(f"{name} 12")
-    chosen = [rng.choice(kinds[kind]) for kind in rng.sample(sorted(kinds), part.kills)]
-    return sorted(chosen, key=[*places].index)
+def drawn(places: Sequence[str], name: str) -> list[tuple[str, str]]:
+    """Moments to kill a part at, as (way, place), in order and of different kinds."""
+    part, rng, chosen = PARTS[name], random.Random(f"{name} {SEED}"), []
+    ours = [place for place in places if re.match(part.files, place.partition(" ")[2])]
+    last = rng.randrange(len(ours) // 2, len(ours) - PUBLISHING) if part.told else len(ours)
+    for saving, count in ((True, part.saving), (False, part.other)):
+        kinds: dict[str, list[str]] = {}
+        for place in (one for one in ours[:last] if bool(SAVING.match(one)) == saving):
+            kinds.setdefault(FILE.sub("", place), []).append(place)
+        chosen += [rng.choice(kinds[kind]) for kind in rng.sample(sorted(kinds), count)]
+    by_itself = [("kill", place) for place in sorted(chosen, key=ours.index)]
+    return by_itself + [("tell", place) for place in ours[last : last + part.told]]
 
 
-def half_written(folder: Path) -> set[Path]:
-    """What a save under way has on disk."""
-    found = {path for path in folder.rglob("*") if re.search(r"/\.[^/]*\.part$|orbax-checkpoint-tmp$|/incomplete\.[^/]*$", str(path))}
-    found |= {path for path in folder.glob("store/*/checkpoints/[0-9]*") if not (path / "digests.json").exists()}
-    return found | {*folder.glob("store/*.part/manifest.json")}
+def half_written(folder: Path) -> set[tuple[Path, int]]:
+    """What a save under way has on disk, with its time."""
+    found = (path for path in folder.rglob("*") if HALF.search(str(path)) and not (path / "digests.json").exists())
+    return {(path, path.stat().st_mtime_ns) for path in found}
 
 
 def results(work: Work) -> dict[str, Any]:
     """All that an undisturbed run and a broken one must have in common."""
-    found: dict[str, Any] = {}
+    found: dict[str, Any] = {"unfinished": [*work.store.glob("*.part")]}
+    alike = re.compile(r"done.json$|.*/folder-\w+\.array_record")  # tells the time; records are equal in content alone
     for path in work.store.glob("*/manifest.json"):
-        manifest = json.loads(path.read_text())
-        found[f"fingerprint of {path.parent.name}"] = manifest["info"].get("fingerprint")
-        # done.json tells the time, and records of pictures are equal in content alone.
-        timed = re.compile(r"done.json$|.*/folder-\w+\.array_record.*")
-        found |= {f"{path.parent.name}/{name}": not timed.match(name) and one["sha256"] for name, one in manifest["files"].items()}
+        manifest, name = json.loads(path.read_text()), path.parent.name
+        found[name] = manifest["info"].get("fingerprint")
+        found |= {f"{name}/{file}": bool(alike.match(file)) or one["sha256"] for file, one in manifest["files"].items()}
     found["metrics"] = json.loads((work.workdir / "metrics.json").read_text())["estimates"]
     written = [path for folder in ("export", "samples") for path in (work.workdir / folder).rglob("[!.]*")]
     found |= {str(path.relative_to(work.workdir)): path.read_bytes() for path in written if path.is_file()}
     return found
+
+
+@pytest.mark.slow
+def test_forty_moments_are_drawn_and_most_of_them_in_saves(whole):
+    moments = {(name, *moment) for name, part in PARTS.items() for moment in drawn(whole[1][part.command], name)}
+    assert len(moments) == 40 and {name for chain in CHAINS for name in chain} == set(PARTS)
+    assert sum(bool(SAVING.match(place)) for _, way, place in moments if way == "kill") == 22
+    assert sum(way == "kill" for _, way, _ in moments) == 34
 
 
 @pytest.mark.slow
@@ -215,13 +233,30 @@ def test_killed_at_any_moment_ends_as_undisturbed(whole, broken, chain):
     undisturbed, places = whole
     begun(broken, undisturbed, PARTS[chain[0]])
     for name in chain:
-        part = PARTS[name]
-        chosen = drawn(places[part.command], part, name)
-        for place in chosen:
+        command = PARTS[name].command
+        for way, place in drawn(places[command], name):
             before = half_written(broken.folder)
-            ended = broken.start(part.command, "kill", place)
+            ended = broken.start(command, way, place)
+            assert ended.code == -signal.SIGKILL, (way, place, ended)
             saving = bool(half_written(broken.folder) - before)
-            print(f"{part.command:9} {name:13} {'kill':5} {'saving' if saving else '':7} {place}")
-            assert ended.code == -signal.SIGKILL, (place, ended)
+            print(f"{command:8} {name:12} {way:4} {'in a save' if saving else '':9} {place}")
+            assert saving or way == "tell" or not SAVING.match(place)
     broken.finish(PARTS[chain[0]].command)
+    assert results(broken) == results(undisturbed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["prior", "denoiser", "drawn", "export"])
+def test_interrupted_in_a_save_loses_nothing(whole, broken, name):
+    undisturbed, places = whole
+    command = PARTS[name].command
+    begun(broken, undisturbed, PARTS[name])
+    saves = [place for _, place in drawn(places[command], name) if SAVING.match(place)]
+    for place in {
+        re.sub(r".* (.*checkpoints/\d+).*", r"\1", one): one for one in saves
+    }.values():  # which ends the save
+        ended = broken.start(command, "interrupt", place)
+        assert (ended.code, ended.lines[-1]) == (130, boundary.INTERRUPTED), (place, ended)
+        assert not any(re.search("Traceback|Error|Exception|Warning", line) for line in ended.lines), (place, ended)
+    broken.finish(command)
     assert results(broken) == results(undisturbed)

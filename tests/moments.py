@@ -9,6 +9,9 @@ import signal
 import sys
 from typing import Any
 
+from vgjax import main as vgjax_main
+from vgjax.boundary import leave
+
 CHANGES = ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "shutil.rmtree")
 VARYING = re.compile(r"[0-9a-f]{24,32}|(?<=-)[0-9a-f]{12}|(?<=tfevents\.).*|(?<=incomplete\.)[^/]*")
 
@@ -55,10 +58,8 @@ def main(folder: str, way: str, place: str, *flags: str) -> int:
     moments, fsync = Moments(folder, way, place), os.fsync
     os.fsync = lambda file: moments.come("fsync", file) or fsync(file)
     sys.addaudithook(moments.audit)
-    from vgjax.main import main
-
-    return main(["vgjax", *flags])
+    return vgjax_main.main(["vgjax", *flags])
 
 
 if __name__ == "__main__":
-    sys.exit(main(*sys.argv[1:]))
+    leave(main(*sys.argv[1:]))

@@ -126,6 +126,26 @@ def test_an_interrupt_at_any_step_ends_the_command(tmp_path, monkeypatch, place)
     assert tree(tmp_path) == {}
 
 
+LEAVING = """
+import atexit, threading, time
+from vgjax import boundary
+
+@boundary.guarded
+def work():
+    threading.Thread(target=time.sleep, args=(600,)).start()  # which a teardown would wait for
+    print("told")
+    raise KeyboardInterrupt
+
+atexit.register(print, "handled")
+boundary.leave(work())
+"""
+
+
+def test_an_interrupted_process_ends_without_waiting_for_threads():
+    ended = subprocess.run([sys.executable, "-c", LEAVING], cwd=ROOT, capture_output=True, text=True, timeout=120)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "told\nhandled\n", boundary.INTERRUPTED + "\n")
+
+
 @contextlib.contextmanager
 def interruptible():
     """Python's own handling of SIGINT, which background jobs of a shell are started without."""
@@ -136,7 +156,17 @@ def interruptible():
 
 def started(folder: Path, *more: str) -> subprocess.Popen:
     """A run as a process group of its own, as a shell makes one."""
-    command = [sys.executable, "-m", "vgjax.main", PHANTOM, f"--workdir={folder}/run", *more]
+    command = [
+        sys.executable,
+        "-m",
+        "tests.moments",
+        str(folder),
+        "tell",
+        "",
+        PHANTOM,
+        f"--workdir={folder}/run",
+        *more,
+    ]
     environment = os.environ | {
         "XLA_FLAGS": "",
         "JAX_NUM_CPU_DEVICES": "1",
@@ -154,17 +184,17 @@ def started(folder: Path, *more: str) -> subprocess.Popen:
     ids=["rendering", "reading", "compiling", "next"],
 )
 def test_control_c_in_a_real_process(tmp_path, sign, wait_s):
-    process = started(tmp_path)
-    assert process.stderr
     lines = []
-    for line in process.stderr:
-        lines.append(line)
-        if sign in line:
-            time.sleep(wait_s)
-            os.killpg(process.pid, signal.SIGINT)
-            break
-    lines += process.stderr.readlines()
-    assert process.wait(timeout=120) == 130, lines
+    with started(tmp_path) as process:
+        assert process.stderr
+        for line in process.stderr:
+            lines.append(line)
+            if sign in line:
+                time.sleep(wait_s)
+                os.killpg(process.pid, signal.SIGINT)
+                break
+        lines += process.stderr.readlines()
+        assert process.wait(timeout=120) == 130, lines
     assert lines[-1] == boundary.INTERRUPTED + "\n" and not any("Traceback" in line for line in lines)
 
 

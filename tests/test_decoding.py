@@ -20,7 +20,7 @@ from vgjax.data.read.decode import Settings
 
 # Prints the ids of the processes that decode, as soon as all are there.
 DECODING = """
-import multiprocessing, pathlib, sys, threading, time
+import multiprocessing, pathlib, signal, sys, threading, time
 from vgjax import boundary
 from vgjax.config import ConfigError
 from vgjax.data.caption import words
@@ -33,6 +33,7 @@ def tell():
         time.sleep(0.01)
     print(*(child.pid for child in found), flush=True)
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # background jobs of a shell are started without
 sys.unraisablehook = boundary._pass_on  # an interrupt in a callback of JAX reaches us still
 root = pathlib.Path(sys.argv[1])
 parts.CHUNK, parts.FEW = 4, 0

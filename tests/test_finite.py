@@ -1,10 +1,13 @@
 """Nothing that is not finite is kept, damage to a checkpoint costs that checkpoint, and a lower rate goes on."""
 
+import concurrent.futures
 import fcntl
 import json
 import logging
 import pathlib
 import shutil
+import signal
+import time
 import types
 
 import jax
@@ -12,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from tests.test_boundary import interruptible
 from vgjax import parallel, train
 from vgjax.config import ConfigError, Mesh, Training
 from vgjax.recipes import Recipe
@@ -208,6 +212,7 @@ DAMAGES = {
     "cut": lambda folder: largest_file(folder).write_bytes(b""),
     "a folder lost": lambda folder: shutil.rmtree(folder / "data"),
     "the digests": lambda folder: (folder / train.checkpoint.DIGESTS).write_text("{"),
+    "no digests": lambda folder: (folder / train.checkpoint.DIGESTS).unlink(),
 }
 
 
@@ -226,6 +231,15 @@ def test_a_damaged_checkpoint_costs_itself_and_is_told(tmp_path, monkeypatch, ca
     assert started == [4]
     (told,) = [message for message in caplog.messages if "damaged" in message]
     assert told.startswith(f"checkpoint {tmp_path / 'stage' / 'checkpoints' / '6'} is damaged")
+
+
+def test_a_checkpoint_that_was_being_deleted_is_not_asked_for_its_score(tmp_path, monkeypatch):
+    whole = fit(Toy(keep="best"), tmp_path / "whole")
+    killed(tmp_path / "stage", monkeypatch)
+    half = shutil.copytree(tmp_path / "stage" / "checkpoints" / "4", tmp_path / "stage" / "checkpoints" / "1")
+    for left in (train.checkpoint.DIGESTS, "_CHECKPOINT_METADATA", "metrics/metrics"):
+        (half / left).unlink()
+    assert fit(Toy(keep="best"), tmp_path / "stage")["fingerprint"] == whole["fingerprint"]
 
 
 def test_where_every_checkpoint_is_damaged_training_begins_anew(tmp_path, monkeypatch, caplog):
@@ -248,3 +262,59 @@ def test_a_finished_training_whose_export_is_not_whole_is_made_again(tmp_path, c
         again = fit(Toy(), tmp_path)
     assert again["fingerprint"] == done["fingerprint"] and again["step"] == done["step"]
     assert f"{tmp_path}: the export of a finished training is damaged or gone" in caplog.text
+
+
+def test_a_training_killed_while_it_deleted_its_checkpoints_deletes_the_rest(tmp_path):
+    done = fit(Toy(), tmp_path)
+    (tmp_path / "checkpoints" / "6" / "state").mkdir(parents=True)
+    assert fit(Toy(), tmp_path) == done and not (tmp_path / "checkpoints").exists()
+
+
+# ---------------------------------------------------------------- interrupts in a save
+
+
+@pytest.fixture
+def interrupting(monkeypatch):
+    """So many interrupts come while the first checkpoint is being saved."""
+    saving, left = train.checkpoint.file_digests, []
+
+    def interrupted(*arguments):
+        while left:
+            left.pop()
+            signal.raise_signal(signal.SIGINT)
+        return saving(*arguments)
+
+    monkeypatch.setattr(train.checkpoint, "file_digests", interrupted)
+    with interruptible():
+        yield left
+
+
+def test_an_interrupt_waits_until_a_checkpoint_is_whole(tmp_path, interrupting):
+    whole = fit(Toy(), tmp_path / "whole")
+    interrupting.append(1)
+    with pytest.raises(KeyboardInterrupt):
+        fit(Toy(), tmp_path / "stage")
+    assert checkpoints(tmp_path / "stage") == [2]
+    assert (tmp_path / "stage" / "checkpoints" / "2" / train.checkpoint.DIGESTS).exists()
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert fit(Toy(), tmp_path / "stage")["fingerprint"] == whole["fingerprint"]
+
+
+def test_a_second_interrupt_does_not_wait(tmp_path, interrupting):
+    interrupting += [1, 2]
+    with pytest.raises(KeyboardInterrupt):
+        fit(Toy(), tmp_path)
+    assert not (tmp_path / "checkpoints" / "2" / train.checkpoint.DIGESTS).exists()
+
+
+def test_where_interrupts_are_ignored_or_go_to_another_thread_nothing_waits(tmp_path, interrupting):
+    interrupting.append(1)
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        done = pool.submit(fit, Toy(), tmp_path / "thread")
+        with pytest.raises(KeyboardInterrupt):
+            while not done.done():
+                time.sleep(0.01)
+        assert done.result()["step"] == 8
+    interrupting.append(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    assert fit(Toy(), tmp_path / "ignored")["fingerprint"] == done.result()["fingerprint"]

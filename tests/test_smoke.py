@@ -82,7 +82,7 @@ PICTURED = ("mask", "edit", "style")  # asked for by pictures or masks
         ("pixart_text+smoke", {}, (*PICTURED, "prior")),
         ("no_alignment+smoke", {}, (*PICTURED, "prior")),
         ("one_channel+smoke", {}, ()),
-        ("medart+smoke", {}, ("mask", "prior")),
+        ("medart+smoke", {}, (*PICTURED, "prior")),
     ],
 )
 def test_every_variant_runs_to_its_report(tmp_path, variants, changes, left_out):

@@ -4,6 +4,8 @@
 """
 
 import _thread
+import atexit
+import contextlib
 import errno
 import functools
 import logging
@@ -14,7 +16,7 @@ import tempfile
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, ParamSpec
+from typing import Any, NoReturn, ParamSpec
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
@@ -56,6 +58,16 @@ def guarded(command: Callable[P, int | None]) -> Callable[P, int]:
             return code
 
     return within
+
+
+def leave(code: int) -> NoReturn:
+    """Ends the process; where work was broken off without a teardown, in which threads still at it would crash."""
+    if code:
+        atexit._run_exitfuncs()
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+        os._exit(code)
+    sys.exit()
 
 
 def read_config(argv: Sequence[str]) -> ConfigDict:

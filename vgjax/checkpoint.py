@@ -5,7 +5,9 @@ import json
 import logging
 import pathlib
 import shutil
-from collections.abc import Mapping
+import signal
+import threading
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import flax.traverse_util
@@ -47,9 +49,10 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
 
     def save(self, step: int, state: TrainState, data: dict[str, Any], score: float) -> None:
         entries = {"state": state, "data": data}
-        self._checkpointer.save_checkpointables(step, entries, metrics={"score": score}, force=True)
-        if parallel.is_main():
-            write_json(self._folder / str(step) / DIGESTS, file_digests(self._folder / str(step)))
+        with _uninterrupted():
+            self._checkpointer.save_checkpointables(step, entries, metrics={"score": score}, force=True)
+            if parallel.is_main():
+                write_json(self._folder / str(step) / DIGESTS, file_digests(self._folder / str(step)))
 
     def latest(self) -> int | None:
         """Step of the newest complete checkpoint."""
@@ -66,15 +69,36 @@ class Checkpoints(contextlib.AbstractContextManager["Checkpoints"]):
         return loaded["state"], jax.tree.map(int, loaded["data"])
 
 
+@contextlib.contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """An interrupt waits for the block's end, a second one does not: Orbax's threads would go on, fail and print."""
+    handler, came = signal.getsignal(signal.SIGINT), list[Any]()
+
+    def wait(*told: Any) -> None:
+        came.append(told)
+        signal.signal(signal.SIGINT, handler)
+
+    if not callable(handler) or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGINT, wait)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if came:
+        handler(*came[0])
+
+
 def _delete_damaged(folder: pathlib.Path) -> None:
-    for noted in folder.glob(f"*/{DIGESTS}"):
+    for step in (path for path in folder.glob("*") if path.name.isdigit()):
         try:
-            whole = json.loads(read_regular(noted)) == file_digests(noted.parent, [DIGESTS])
-        except UNREADABLE:
+            whole = json.loads(read_regular(step / DIGESTS)) == file_digests(step, [DIGESTS])
+        except UNREADABLE:  # or there are none: a kill came before they were noted, or while it was being deleted
             whole = False
         if not whole:
-            logging.warning("checkpoint %s is damaged and deleted: the newest whole one is gone on with", noted.parent)
-            shutil.rmtree(noted.parent)
+            logging.warning("checkpoint %s is damaged and deleted: the newest whole one is gone on with", step)
+            shutil.rmtree(step)
 
 
 def save_export(path: pathlib.Path, variables: Any) -> None:

@@ -8,7 +8,7 @@ import sys
 from absl import flags
 from ml_collections import ConfigDict
 
-from vgjax.boundary import CONFIG, guarded, read_config
+from vgjax.boundary import CONFIG, guarded, leave, read_config
 from vgjax.keys import ConfigError
 
 MODES = {
@@ -111,4 +111,4 @@ def _dispatch(config: ConfigDict) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    leave(main(sys.argv))

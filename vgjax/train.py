@@ -132,6 +132,7 @@ def _finished(folder: pathlib.Path) -> dict[str, Any] | None:
     try:
         done = json.loads(read_regular(folder / DONE))
         if fingerprint(checkpoint.load_export(folder / VARIABLES)) == done["fingerprint"]:
+            shutil.rmtree(folder / "checkpoints", ignore_errors=True)  # the kill may have come before or within this
             return done
     except (*UNREADABLE, SafetensorError):
         pass

@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 from scipy import ndimage
 
 from vgjax.atomic import replacing
-from vgjax.boundary import guarded, read_config
+from vgjax.boundary import guarded, leave, read_config
 from vgjax.config import Config, from_config_dict
 from vgjax.context import open_rows
 from vgjax.data.prepare import pictures, splits
@@ -148,4 +148,4 @@ def main(argv: Sequence[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv))
+    leave(main(sys.argv))

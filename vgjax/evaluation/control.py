@@ -19,7 +19,7 @@ import scipy.stats
 
 from vgjax import run as runs
 from vgjax.atomic import read_regular, write_json, write_text
-from vgjax.boundary import guarded
+from vgjax.boundary import guarded, leave
 from vgjax.config import ConfigError
 from vgjax.context import Run
 from vgjax.evaluation.evaluate import results
@@ -317,4 +317,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

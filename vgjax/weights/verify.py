@@ -9,7 +9,6 @@ the folder cannot be used.
 import argparse
 import functools
 import pathlib
-import sys
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -18,7 +17,7 @@ import numpy as np
 from flax import linen as nn
 
 from vgjax import losses
-from vgjax.boundary import guarded
+from vgjax.boundary import guarded, leave
 from vgjax.models.layers import adain
 from vgjax.models.sdnet import PriorOutput
 from vgjax.types import CHANNELS
@@ -220,4 +219,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -153,6 +153,17 @@ def test_every_row_is_a_config_that_can_be_run(name, tmp_path):
     )
 
 
+def test_control_experiments_measure_accuracy_alone_and_share_what_shuffling_leaves(tmp_path):
+    quick, targets, captions = (
+        control.open_row("phantom", ROWS[name], 0, options_in(tmp_path, prompts=50))
+        for name in ("quick", "shuffled targets", "shuffled captions")
+    )
+    same = {name: quick.recipe(name).digest == targets.recipe(name).digest for name in targets.producers}
+    assert same["prior"] and same["denoiser"] and not same["disentangler"] and not same["drawn_captions"]
+    assert quick.recipe("pictures").digest != captions.recipe("pictures").digest
+    assert targets.config.evaluate.metrics == captions.config.evaluate.metrics == ("control",)
+
+
 def parameters(config, mesh):
     """How many parameters a config trains, stage 1 apart; nothing is computed."""
     basis = {}

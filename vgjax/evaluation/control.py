@@ -45,6 +45,8 @@ class Row(NamedTuple):
 SCALES = (1.0, 1.5, 2.0, 3.0, 4.5)
 CHOICE = {"evaluate.split": "validation", "evaluate.prompts": 256, "evaluate.metrics": ("control",)}
 WIDE_HEADS = {"disentangler.hidden": 640}
+ACCURACY = {"evaluate.metrics": ("control",)}
+SHUFFLED = {f"disentangler.shuffle_{channel}_targets": True for channel in CHANNELS}
 MINILM_WIDTH = 384  # of all-MiniLM-L6-v2, the BERT that rows with one were made with
 
 # Baselines take as many steps as `default`, ablations differ from `quick` by one thing each, but that a regression has
@@ -68,6 +70,8 @@ ROWS: dict[str, Row] = {
     "no spatial path": Row("", keys={"denoiser.spatial_path": False}),
     "no style path": Row("", keys={"denoiser.style_path": False}),
     "one null": Row("", keys={"denoiser.dropout.anatomy": 0.0, "denoiser.dropout.modality": 0.0}),
+    "shuffled targets": Row("", keys={**SHUFFLED, **ACCURACY}),
+    "shuffled captions": Row("", keys={"data.shuffle_captions": True, **ACCURACY}),
 }
 REAL_ROWS = {
     "default": Row("cpu"),
@@ -93,8 +97,8 @@ def open_row(
         raise ConfigError(f"--config names {config!r}, of which there is no table: {error}") from None
     if row.encoder:
         c.text_encoder.update(kind=row.encoder, path=options.text_encoder)
-    c.update_from_flattened_dict({**row.keys, "seed": seed, "data.root": options.root})
     c.evaluate.update(metrics=REAL_METRICS if real else METRICS, prompts=options.prompts)
+    c.update_from_flattened_dict({**row.keys, "seed": seed, "data.root": options.root})
     if real:
         c.autoencoder.path = options.autoencoder
     else:

@@ -35,7 +35,9 @@ def smoke(c: ConfigDict) -> ConfigDict:
     c.denoiser.train.update(steps=6, batch_size=8)
     c.reader.widths = (8, 8)
     c.reader.train.update(steps=6, batch_size=8)
-    for stage in (c.prior, c.disentangler, c.denoiser, c.reader):
+    c.domain.update(image_size=16, width=8)
+    c.domain.train.update(steps=6, batch_size=8)
+    for stage in (c.prior, c.disentangler, c.denoiser, c.reader, c.domain):
         stage.train.update(warmup_steps=2, checkpoint_every_steps=3, log_every_steps=2)
     c.sample.update(steps=4, text_steps=4, batch_size=16, count=2)
     c.evaluate.update(prompts=16, resamples=100)

@@ -19,7 +19,8 @@ COLUMNS = {made.name: made for made in (PICTURES, VOCABULARY, TEXT, WORDINGS, TO
 def producers(config: Config) -> dict[str, Producer]:
     """By name, in the order in which they can be made."""
     trained = {stage.name: _stage(stage) for stage in stages.plan(config)}
-    known = {**COLUMNS, **trained, "condition": _condition(conditions.of(config)), **evaluation.producers(config)}
+    measured = evaluation.producers(config)
+    known = {**COLUMNS, **trained, "condition": _condition(conditions.of(config)), **measured}
     ordered: dict[str, Producer] = {}
 
     def add(name: str) -> None:
@@ -27,7 +28,7 @@ def producers(config: Config) -> dict[str, Producer]:
             add(need)
         ordered.setdefault(name, known[name])
 
-    for name in (*trained, "evaluation"):
+    for name in (*trained, *evaluation.evaluations(config)):
         add(name)
     return ordered
 

@@ -8,11 +8,16 @@ from typing import Any
 # Of a broken rule, the key to name, and what to say behind its value: the conflict and the remedy.
 Broken = tuple[str, str]
 Flat = Mapping[str, Any]  # {"denoiser.train.steps": 1500, ...}
+NETWORK_FILES = {  # of networks that pictures are compared in, with their licences
+    "inception": "the file pt_inception-2015-12-05-6726825d.pth of pytorch-fid (Apache-2.0)",
+    "dinov2": "a folder of facebook/dinov2-base or another size (Apache-2.0)",
+    "rad_dino": "a folder of microsoft/rad-dino (MSRLA, for research alone)",
+}
 
 
 def complaints(c: Flat) -> Iterator[str]:
     """One sentence for each broken rule; a rule may rely on those before it, so the first is the one to tell."""
-    for rules in (_sizes, _latents, _files, _stages_from_files, _choices):
+    for rules in (_sizes, _latents, _files, _networks, _stages_from_files, _choices):
         for key, conflict in rules(c):
             yield f"config key '{key}' is {'empty' if c[key] == '' else repr(c[key])}{conflict}"
 
@@ -30,6 +35,8 @@ def _sizes(c: Flat) -> Iterator[Broken]:
         yield "reader.image_size", f": it must be divisible by {multiple}, 2 ** len(reader.widths)"
     if any(width % 8 for width in c["reader.widths"]):
         yield "reader.widths", ": group norm needs multiples of 8"
+    if c["domain.train.batch_size"] < 2:
+        yield "domain.train.batch_size", ": features are to vary over a batch, so give at least 2"
     own = c["prior.variant"] == "default"
     normed = {
         "widths": (*c["prior.widths"], 2 * c["prior.widths"][-1]),
@@ -75,6 +82,14 @@ def _files(c: Flat) -> Iterator[Broken]:
         yield "autoencoder.path", conflict
     if c["text_encoder.kind"] == "bert" and not c["text_encoder.path"]:
         yield "text_encoder.path", ": name the folder or hub id of the BERT weights"
+
+
+def _networks(c: Flat) -> Iterator[Broken]:
+    for name in c["networks.use"]:
+        if name not in ("domain", "pixel", *NETWORK_FILES):
+            yield "networks.use", f": choose among domain, pixel, {', '.join(NETWORK_FILES)}"
+        elif not c.get(f"networks.{name}", "none"):
+            yield f"networks.{name}", f" and networks.use names it: name {NETWORK_FILES[name]}, or leave it out"
 
 
 def _stages_from_files(c: Flat) -> Iterator[Broken]:

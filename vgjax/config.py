@@ -301,10 +301,31 @@ class Reader(Group):
     )
 
 
+class Domain(Group):
+    """The network domain: a ResNet-18 that VICReg trains on the real training pictures alone."""
+
+    image_size: Annotated[int, Field(ge=16, lt=1 << 13)] = key(64, "pixels a side that it sees")
+    width: PositiveInt = key(32, "channels of its first level; features are eight times as many")
+    train: Training = Training(batch_size=64, weight_decay=1e-4, checkpoint_every_steps=250)
+
+
+class Networks(Group):
+    """Networks that pictures are compared in."""
+
+    use: Annotated[Names, Field(min_length=1)] = key(
+        ("domain",), "domain, trained here on the real training pictures; pixel (none); inception, dinov2, rad_dino"
+    )
+    inception: str = key("", "FID's Inception-v3 of 2015-12-05, ported to torch: pt_inception-2015-12-05-6726825d.pth")
+    dinov2: str = key("", "folder of a DINOv2 as transformers' Dinov2Model, with preprocessor_config.json")
+    rad_dino: str = key("", "the same of microsoft/rad-dino")
+
+
 class Evaluate(Group):
     """How control is measured."""
 
-    metrics: Names = key(("control", "swap", "prior"), "what to measure: names in vgjax.evaluation.metrics.METRICS")
+    metrics: Names = key(
+        ("control", "swap", "prior"), "what to measure: names in vgjax.evaluation.metrics.METRICS, and fidelity"
+    )
     split: Literal["test", "validation"] = key("test", "whose captions; validation: to choose settings by")
     prompts: PositiveInt = key(320, "captions")
     draws: PositiveInt = key(1, "pictures a caption, and in the metric gain of other captions")
@@ -326,6 +347,8 @@ class Config(Group):
     diffusion: Diffusion = Diffusion()
     sample: Sample = Sample()
     reader: Reader = Reader()
+    domain: Domain = Domain()
+    networks: Networks = Networks()
     evaluate: Evaluate = Evaluate()
 
     def flat(self) -> dict[str, Any]:

@@ -91,6 +91,7 @@ class Producer:
       free: config keys that it reads though they decide nothing (how many processes, how often to log).
       files: raw files and folders, which count by path, size and time; names that are no path count for nothing.
       later: keys that came after artefacts had been made, with the value that leaves those as they are.
+      seen: the config as it is to be seen, where values of declared keys say what other producers make.
       version: raised by hand when the result changes its meaning.
       collective: whether its work is spread over the devices of all processes.
       trained: of an older version it is used, and told, rather than made again.
@@ -104,6 +105,7 @@ class Producer:
     free: tuple[str, ...] = ()
     files: Callable[[Config], Sequence[str]] = lambda config: ()
     later: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    seen: Callable[[Config], Config] = lambda config: config
     version: int = 1
     collective: bool = False
     trained: bool = False
@@ -111,7 +113,8 @@ class Producer:
 
     def recipe(self, config: Config, inputs: Mapping[str, Recipe]) -> Recipe:
         raw = " ".join(stamps(pathlib.Path(name)) for name in self.files(config) if name)
-        keys = {key: value for key, value in declared(config.flat(), self.keys).items() if self.later.get(key) != value}
+        flat = declared(self.seen(config).flat(), self.keys)
+        keys = {key: value for key, value in flat.items() if self.later.get(key) != value}
         return Recipe(self.name, self.version, keys, inputs, raw, self.trained)
 
 
@@ -170,6 +173,6 @@ class Run:
 
     def _make(self, producer: Producer, inputs: dict[str, Artefact], why: str, folder: pathlib.Path) -> dict[str, Any]:
         logging.info("making %s: %s", producer.name, why)
-        started, config = time.monotonic(), scoped(self.config, producer.keys, producer.free)
+        started, config = time.monotonic(), scoped(producer.seen(self.config), producer.keys, producer.free)
         info = producer.make(Context(config, self.mesh, inputs.__getitem__), folder)
         return {"wall_s": time.monotonic() - started, **(info or {})}

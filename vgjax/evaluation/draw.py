@@ -3,7 +3,7 @@
 import dataclasses
 import functools
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -58,8 +58,8 @@ def options_of(context: Context) -> Options:
     return Options(reader, context.config.seed, c.draws, c.resamples, training)
 
 
-def producers(config: Config, metrics: Sequence[str]) -> dict[str, Producer]:
-    """One for each set that the metrics want, under the name "drawn_<set>"."""
+def producers(config: Config, sets: Iterable[str]) -> dict[str, Producer]:
+    """One for each set of a metric, under the name "drawn_<set>"."""
     condition = conditions.of(config)
     shared: list[Sampler] = []  # all sets of a run are drawn by one compiled program
     return {
@@ -72,8 +72,7 @@ def producers(config: Config, metrics: Sequence[str]) -> dict[str, Producer]:
             collective=True,
             files=lambda c: [c.denoiser.weights, c.autoencoder.path, c.text_encoder.path],
         )
-        for metric in metrics
-        for name in METRICS[metric].sets
+        for name in sets
     }
 
 
@@ -110,10 +109,15 @@ def _draw(shared: list[Sampler], name: str, context: Context, folder: pathlib.Pa
     return {"count": len(requests), "fingerprint": fingerprint({"requests": asked, "pictures": pictures})}
 
 
+def drawn_rows(context: Context, name: str) -> records.Records:
+    """The records of a set that was drawn, in the order of its requests."""
+    return records.Records([context.artefact(f"drawn_{name}").path("drawn.array_record")])
+
+
 def read_drawn(context: Context, name: str) -> Drawn:
     """A set that was drawn; every record is checked. StoreError where captions have been lost or damaged since."""
     artefact = context.artefact(f"drawn_{name}")
-    rows = records.Records([artefact.path("drawn.array_record")])
+    rows = drawn_rows(context, name)
     found: Sequence[dict[str, Any]] = [rows[i] for i in range(len(rows))]
     requests, chosen = [Request(**row["request"]) for row in found], [int(row["seed"]) for row in found]
     if requests != requested(context, name):

@@ -3,7 +3,7 @@
 import functools
 import json
 import pathlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -13,7 +13,7 @@ from vgjax.atomic import write_json
 from vgjax.config import Config, ConfigError
 from vgjax.context import Context, Producer, Run
 from vgjax.data.sources import SOURCES
-from vgjax.evaluation import draw
+from vgjax.evaluation import draw, fidelity
 from vgjax.evaluation.metrics import METRICS
 from vgjax.evaluation.metrics.base import Options, Seen
 from vgjax.evaluation.metrics.numbers import write_metrics
@@ -24,13 +24,16 @@ from vgjax.recipes import Recipe
 from vgjax.stages import plan
 
 METRICS_FILE, READINGS_FILE = "metrics.json", "readings.json"
+# What `evaluate.metrics` may name besides: makers of artefacts of their own, of which the one of that name has
+# METRICS_FILE: {value, interval, n, split, net, ...} by name.
+FURTHER: dict[str, Callable[[Config], dict[str, Producer]]] = {"fidelity": fidelity.producers}
 
 
 def check(config: Config) -> None:
     """Raises ConfigError where a metric is unknown."""
     for name in config.evaluate.metrics:
-        if name not in METRICS:
-            known = ", ".join(sorted(METRICS))
+        if name not in {**METRICS, **FURTHER}:
+            known = ", ".join(sorted({**METRICS, **FURTHER}))
             raise ConfigError(f"config key 'evaluate.metrics' names '{name}': choose among {known}")
 
 
@@ -41,19 +44,34 @@ def computed(config: Config) -> list[str]:
     may_be = {"held_out": reader.held_out, "words": condition.reads_text, "masks": condition.takes_masks}
     may_be["edits"] = condition.takes_masks and config.diffusion.objective == "flow"
     there |= {name for name, found in may_be.items() if found}
-    return [name for name in config.evaluate.metrics if there.issuperset(METRICS[name].needs)]
+    return [name for name in config.evaluate.metrics if name in FURTHER or there.issuperset(METRICS[name].needs)]
+
+
+def evaluations(config: Config) -> list[str]:
+    """The artefacts that hold a run's numbers."""
+    return ["evaluation", *(name for name in FURTHER if name in config.evaluate.metrics)]
 
 
 def producers(config: Config) -> dict[str, Producer]:
-    """The drawn sets, the segmentor that reads masks, and the evaluation; stage 1 is read where the run has it."""
-    metrics, prior = computed(config), [stage.name for stage in plan(config) if stage.name == "prior"]
-    drawn = draw.producers(config, metrics)
+    """Drawn sets, the segmentor that reads masks, and the evaluations; stage 1 is read where the run has it."""
+    metrics = [name for name in computed(config) if name in METRICS]
+    prior = [stage.name for stage in plan(config) if stage.name == "prior"]
+    own = {name: one for further in FURTHER.values() for name, one in further(config).items()}
+    sets = list(dict.fromkeys(f"drawn_{name}" for metric in metrics for name in METRICS[metric].sets))
+    others = [need for one in own.values() for need in one.needs if need.startswith("drawn_") and need not in own]
+    drawn = draw.producers(config, dict.fromkeys(name.removeprefix("drawn_") for name in (*sets, *others)))
     reader = {"reader": READER} if SOURCES[config.data.source].reader({}).from_mask else {}
     make = functools.partial(_measure, metrics, bool(prior), bool(reader))
     keys: tuple[str, ...] = ("seed", "evaluate.*", "prior.*", "-prior.train.*", "data.image_size", "data.intensity")
     keys += ("reader.*", "-reader.train.*") if reader else ()
-    made = Producer("evaluation", make, keys, needs=("pictures", *drawn, *prior, *reader))
-    return {**drawn, **reader, "evaluation": made}
+    made = Producer("evaluation", make, keys, needs=("pictures", *sets, *prior, *reader), seen=_without_further)
+    return {**drawn, **reader, "evaluation": made, **own}
+
+
+def _without_further(config: Config) -> Config:
+    """The config as if `evaluate.metrics` named none of FURTHER."""
+    metrics = tuple(name for name in config.evaluate.metrics if name not in FURTHER)
+    return config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"metrics": metrics})})
 
 
 def _measure(
@@ -88,20 +106,20 @@ def results(run: Run) -> tuple[dict[str, float], dict[str, Any]]:
     Artefacts are told with their digests, so that figures, pictures and report can be seen to belong together.
     """
     info = {stage.name: run.artefact(stage.name).manifest["info"] for stage in plan(run.config)}
-    made = [name for name in run.producers if name == "reader" or name.startswith("drawn_")]
-    # The evaluation last: what it was made from may have been deleted, and is then made anew.
-    measured = [run.artefact(name).manifest["info"] for name in (*made, "evaluation")]
-    found = run.artefact("evaluation")
-    estimates = json.loads(found.path(METRICS_FILE).read_text())
-    origin = dict(found.manifest["info"])
+    # Evaluations after what they were made from, which may have been deleted, and is then made anew.
+    measured = [run.artefact(name).manifest["info"] for name in producers(run.config)]
+    found = [run.artefact(name) for name in evaluations(run.config)]
+    estimates = {k: v for one in found for k, v in json.loads(one.path(METRICS_FILE).read_text()).items()}
+    origin = dict(found[0].manifest["info"])
     peak, _ = origin.pop("peak_rss_mb"), origin.pop("wall_s")
-    numbers = {name: estimate["value"] for name, estimate in estimates.items()}
+    numbers = {name: estimate["value"] for name, estimate in estimates.items() if estimate["value"] is not None}
     numbers |= {f"wall_s/{name}": one["wall_s"] for name, one in info.items()}
     numbers["wall_s/evaluate"] = sum(one["wall_s"] for one in measured)
-    numbers["peak_rss_mb"] = max(peak, *(one["peak_rss_mb"] for one in info.values()))
+    numbers["peak_rss_mb"] = max(peak, *(one.get("peak_rss_mb", 0.0) for one in (*info.values(), *measured)))
     origin |= {f"fingerprint/{name}": one["fingerprint"] for name, one in info.items()}
-    origin |= {"config": run.config.flat(), "estimates": estimates, "artefacts": _digests(found.recipe)}
-    return numbers, origin | {"finished": found.created}
+    artefacts = {name: digest for one in found for name, digest in _digests(one.recipe).items()}
+    origin |= {"config": run.config.flat(), "estimates": estimates, "artefacts": artefacts}
+    return numbers, origin | {"finished": found[0].created}
 
 
 def drawn_sets(run: Run) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 from vgjax.config import ConfigError
 from vgjax.context import Run
 from vgjax.evaluation.draw import load_cases, options_of, read_drawn
-from vgjax.evaluation.evaluate import READINGS_FILE, computed, drawn_sets, results
+from vgjax.evaluation.evaluate import READINGS_FILE, computed, drawn_sets, evaluations, results
 from vgjax.evaluation.metrics import METRICS, swap
 from vgjax.evaluation.metrics.base import CAPTIONS
 from vgjax.evaluation.readouts import PriorView
@@ -29,7 +29,7 @@ def report(runs: Sequence[Run]) -> None:
       ConfigError: a run has no evaluation yet.
     """
     for run in runs:
-        if not run.find("evaluation"):
+        if not all(map(run.find, evaluations(run.config))):
             raise ConfigError(f"workdir {run.workdir} holds no evaluation of its config: run --mode=evaluate first")
     write_report(runs[0].workdir / "report.html", [collect(run) for run in runs])
 
@@ -67,6 +67,7 @@ def collect(run: Run) -> Report:
         factor_maps=maps,
         swap_grid=grid,
         control=control_rows(origin["estimates"], options.reader.channels),
+        compared={name: one for name, one in origin["estimates"].items() if "net" in one},
     )
 
 

@@ -3,35 +3,23 @@
 The distance of two pictures is the root mean square difference of their intensities, in units of white, at 32 pixels.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
-from PIL import Image
 
+from vgjax.evaluation.distances import distances
 from vgjax.evaluation.metrics.base import Estimate, Metric, Options, Results, Seen, TestCase
 from vgjax.evaluation.metrics.numbers import mean_estimate
+from vgjax.evaluation.networks import reduced
 from vgjax.types import Request
 
 SAME = "same_caption"
 CASES, DRAWS = 20, 16  # captions, pictures of each
-SIDE = 32  # pixels
 
 
 def requests(cases: Sequence[TestCase], options: Options) -> list[Request]:
     """`DRAWS` pictures of each of the first captions."""
     return [case.request() for case in cases[:CASES] for _ in range(DRAWS)]
-
-
-def reduced(pictures: Iterable[np.ndarray]) -> np.ndarray:
-    """Pictures (H, W, 3) uint8 as vectors (N, 3 SIDE^2) whose Euclidean distance is the one above."""
-    small = [np.asarray(Image.fromarray(p).resize((SIDE, SIDE), Image.Resampling.BOX)).ravel() for p in pictures]
-    return np.stack(small).astype(np.float64) / (255 * np.sqrt(small[0].size))
-
-
-def distances(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """Of each of (N, F) to each of (M, F), (N, M)."""
-    squares = np.square(one).sum(1)[:, None] + np.square(other).sum(1) - 2 * one @ other.T
-    return np.sqrt(np.maximum(squares, 0.0))
 
 
 def apart(pictures: np.ndarray) -> float:

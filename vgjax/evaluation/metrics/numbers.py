@@ -12,6 +12,7 @@ import scipy.stats
 from vgjax.atomic import write_json
 from vgjax.evaluation.metrics.base import Estimate, Options
 
+RESAMPLED = 1 << 24  # values that lie in memory at a time
 REQUIRED_PROVENANCE = ("config", "command", "commit", "hardware", "seed")
 
 
@@ -64,8 +65,9 @@ def bootstrap_interval(values: npt.ArrayLike, seed: int, n: int = 2000, level: f
         raise ValueError(f"bootstrap_interval: needs finite (N,) values; got {values.shape}, n={n}, level={level}")
     if np.ptp(values) == 0:  # nothing varies between resamples, nor within a single value
         return float(values[0]), float(values[0])
+    batch = max(1, RESAMPLED // values.size)
     low, high = scipy.stats.bootstrap(
-        [values], np.mean, n_resamples=n, confidence_level=level, method="percentile", rng=seed
+        [values], np.mean, n_resamples=n, batch=batch, confidence_level=level, method="percentile", rng=seed
     ).confidence_interval
     return float(low), float(high)
 

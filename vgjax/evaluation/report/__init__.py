@@ -123,6 +123,7 @@ class Report:
       provenance: command, commit, hardware, seed, versions (a dict), started, finished, device_count, ...
       metrics: flat name -> number; "control/accuracy_mean" is the headline.
       notes: what is off and what fell short, one sentence each.
+      compared: numbers of fidelity, usefulness and privacy by name: {value, interval, n, split, net, note, ...}.
       loss_curves: stage -> metric -> (steps, values); "train/x" and "validation/x" share a chart.
     """
 
@@ -136,6 +137,7 @@ class Report:
     factor_maps: Sequence[FactorMaps] = ()
     swap_grid: SwapGrid | None = None
     control: Sequence[ControlRow] = ()
+    compared: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
 def write_report(path: Path, reports: Sequence[Report]) -> None:

@@ -63,6 +63,7 @@ def open_run(folder: pathlib.Path, metrics=("control", "gain"), info=None, **cha
     c.name = folder.name
     c.data.update(dict(train_items=4, validation_items=4, test_items=8))
     c.evaluate.update(dict(metrics=metrics, **changes))
+    c.networks.use = ("pixel",)
     config = from_config_dict(c)
     numbers = {"wall_s": 2.0, "peak_rss_mb": 3.0, "fingerprint": "ab", **(info or {})}
     found = {

@@ -26,6 +26,7 @@ SECTIONS = {
     "swap": "One channel at a time",
     "control": "Control, factor by factor",
     "pairs": "Real and generated",
+    "compared": "Fidelity, usefulness, privacy",
     "stage1": "What stage 1 sees",
     "losses": "Losses",
     "notes": "What is off or fell short",
@@ -97,6 +98,10 @@ def full_report(text="a small lesion"):
             ControlRow(text, text, 0.92, 0.2, 0.95, 64, (0.8, 0.95)),
             ControlRow("blur", "modality", 0.35, 0.3, None, 40),
         ],
+        compared={
+            text: {"value": 0.25, "interval": [0.2, 0.3], "n": 64, "split": "test", "net": "domain"},
+            "few": {"value": None, "interval": None, "n": 4, "split": "test", "net": "", "note": text},
+        },
     )
 
 
@@ -116,13 +121,14 @@ def test_every_section_comes_in_reading_order_with_its_content():
     assert "✗ blur: strong, asked none" in page.texts["pictures"] and "tint: warm, not said" in page.texts["pictures"]
     assert "no real one" in page.texts["pictures"] and "no real one" not in page.texts["pairs"]
     assert "92\u202f% 80–95\u202f% 20\u202f% 95\u202f% 0.90 64" in page.texts["control"]
+    assert "0.25 0.2 to 0.3 64 test domain few – – 4 test" in page.texts["compared"]
     assert "0 · 25\u202f%" in page.texts["stage1"] and "2 · 75\u202f%" in page.texts["stage1"]
     assert "Perceptual term off." in page.texts["notes"] and "0.0001" in page.texts["provenance"]
 
 
 def test_an_empty_report_says_what_was_not_measured():
     page = Page(render([Report("nothing")]))
-    for name in ("pictures", "swap", "control", "pairs", "stage1", "losses"):
+    for name in ("pictures", "swap", "control", "pairs", "compared", "stage1", "losses"):
         assert page.texts[name] == f"{SECTIONS[name]} Not measured in this run."
     assert "Mean control accuracy: not measured in this run." in page.texts[""] and not page.all("dl")
     assert page.texts["provenance"].count("not recorded") == 3 and not page.all("img")

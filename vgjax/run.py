@@ -17,7 +17,7 @@ from vgjax.config import Config, ConfigError
 from vgjax.context import Run
 from vgjax.data.prepare import pictures
 from vgjax.evaluation import evaluate as evaluation
-from vgjax.evaluation import summary
+from vgjax.evaluation import networks, summary
 from vgjax.store import Store
 from vgjax.text import check_pretrained
 from vgjax.types import SPLITS
@@ -80,6 +80,8 @@ def check_weights(run: Run) -> None:
             stage.check(run.config)
     if not run.find("evaluation"):
         check_pretrained(run.config.text_encoder)
+    if not all(map(run.find, evaluation.evaluations(run.config))):
+        networks.check(run.config, run.mesh)
 
 
 def prepare(run: Run) -> None:

@@ -111,11 +111,11 @@ class DomainStage(Stage):
         return {"image": records.from_png(row["image"])}
 
 
-def forward(config: Config, variables: Any) -> Any:
-    """Pictures (B, H, W, 3) uint8 -> features (B, 8 width), of what the training exported."""
+def forward(config: Config, variables: Any, image_BHWC: jax.Array) -> jax.Array:
+    """Features (B, 8 width) of pictures, uint8, by what the training exported."""
     inside = {kind: variables[kind]["network"] for kind in ("params", "batch_stats")}
-    size, module = config.domain.image_size, ResNet18(config.domain.width)
-    return lambda image: module.apply(inside, pipeline.prior_input(image, size, INTENSITY), False)
+    x_BHWC = pipeline.prior_input(image_BHWC, config.domain.image_size, INTENSITY)
+    return ResNet18(config.domain.width).apply(inside, x_BHWC, False)
 
 
 DOMAIN = Producer(

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import chex
-import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 
 from vgjax.models.layers import BatchNorm
@@ -108,9 +108,18 @@ BLOCKS: dict[str, tuple[Branch, ...]] = {
 
 
 def resize(image_BHWC: chex.Array) -> chex.Array:
-    """Pictures of any size at the network's, bilinearly between pixel centres and without a filter when shrinking."""
-    batch, *_, channels = image_BHWC.shape
-    return jax.image.resize(image_BHWC, (batch, SIDE, SIDE, channels), "bilinear", antialias=False)
+    """Uint8 pictures of any size as the released graph takes them: at the network's size, in [-1, 1).
+
+    Bilinear between the corners of pixels at the top left, without a filter when shrinking, as TensorFlow 1 did; ports
+    that count from pixel centres (pytorch-fid) find other distances.
+    """
+    weights = []
+    for count in image_BHWC.shape[1:3]:
+        places, rows = np.arange(SIDE) * count / SIDE, np.zeros((SIDE, count), np.float32)
+        for side, share in ((0, 1 - places % 1), (1, places % 1)):
+            np.add.at(rows, (np.arange(SIDE), np.minimum(places.astype(int) + side, count - 1)), share)
+        weights.append(rows)
+    return (jnp.einsum("ih,jw,bhwc->bijc", *weights, image_BHWC.astype(jnp.float32)) - 128.0) / 128.0
 
 
 class ConvNorm(nn.Module):
@@ -157,7 +166,7 @@ class InceptionV3(nn.Module):
         """The features that FID compares ("pool3"), (B, 2048), and logits (B, classes).
 
         Args:
-          image_BHWC: RGB pictures in [-1, 1], `resize`d; at least 75 pixels a side.
+          image_BHWC: `resize`d RGB pictures; at least 75 pixels a side.
         """
         x_BHWC = _run(STEM, image_BHWC)
         for name, branches in BLOCKS.items():

@@ -23,6 +23,7 @@ NETWORKS: dict[str, Network] = {
     "t5": transformers.T5,
     "vgg19": torchvision.VGG19,
     "inception": torchvision.INCEPTION,
+    "dinov2": transformers.DINOV2,
 }
 
 

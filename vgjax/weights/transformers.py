@@ -1,5 +1,6 @@
-"""Names and sizes of the text encoders in the layout of the Hugging Face hub: BERT, DistilBERT, T5 v1.1."""
+"""Names and sizes of encoders in the layout of the Hugging Face hub: BERT, DistilBERT, T5 v1.1; DINOv2 for pictures."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 from vgjax.config import ConfigError
 from vgjax.models.bert import Bert, config_from_json
 from vgjax.models.t5 import T5Config, T5Encoder
+from vgjax.models.vit import ViT, ViTConfig
 from vgjax.weights.convert import Network, Sizes, Table, WeightsError
 
 _IDS = (np.zeros((1, 2), np.int32), np.ones((1, 2), bool))  # ids and mask
@@ -112,4 +114,47 @@ T5 = Network(
         ignored=r"(decoder|lm_head)\..*",
     ),
     _t5,
+)
+
+
+def _dinov2(sizes: Sizes, config: Mapping[str, Any]) -> tuple[ViT, tuple[Any, ...]]:
+    heads, form = config.get("num_attention_heads"), config.get("hidden_act", "gelu")
+    hidden, width = sizes("encoder.layer.0.mlp.fc1.weight")
+    if not isinstance(heads, int) or heads < 1 or width % heads or form != "gelu":
+        told = f"num_attention_heads {heads!r} and hidden_act {form!r}, for a width of {width}"
+        raise WeightsError(f"the config.json has {told}: fetch that of a DINOv2, whose activation is gelu")
+    _, channels, patch, _ = sizes("embeddings.patch_embeddings.projection.weight")
+    found = ViTConfig(
+        width=width,
+        depth=sizes.count(r"encoder\.layer\.(\d+)\."),
+        heads=heads,
+        hidden=hidden,
+        patch=patch,
+        cells=math.isqrt(sizes("embeddings.position_embeddings")[1]),
+        registers=sizes(registers)[1] if sizes.has(registers := "embeddings.register_tokens") else 0,
+        epsilon=config.get("layer_norm_eps", 1e-6),
+    )
+    return ViT(found), (np.zeros((1, patch, patch, channels), np.float32),)
+
+
+_LAYER = "encoder.layer.{layer}"
+
+DINOV2 = Network(
+    Table(
+        rows=(
+            (r"", "embeddings"),
+            (r"patches", "embeddings.patch_embeddings.projection"),
+            (r"layers/(query|key|value)", rf"{_LAYER}.attention.attention.\1"),
+            (r"layers/attention_out", rf"{_LAYER}.attention.output.dense"),
+            (r"layers/norm([12])", rf"{_LAYER}.norm\1"),
+            (r"layers/scale([12])", rf"{_LAYER}.layer_scale\1"),
+            (r"layers/mlp_in", rf"{_LAYER}.mlp.fc1"),
+            (r"layers/mlp_out", rf"{_LAYER}.mlp.fc2"),
+            (r"norm", "layernorm"),
+        ),
+        renames=((r"^dinov2(_with_registers)?\.", ""),),
+        # Takes the place of hidden patches in its training; heads.
+        ignored=r"embeddings\.mask_token|(classifier|pooler)\..*",
+    ),
+    _dinov2,
 )

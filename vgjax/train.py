@@ -8,6 +8,7 @@ import logging
 import pathlib
 import shutil
 import time
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import jax
@@ -21,8 +22,8 @@ from tqdm import tqdm
 from vgjax import checkpoint, optim, parallel, seeds
 from vgjax.atomic import read_regular, write_json, write_text
 from vgjax.checkpoint import Checkpoints
-from vgjax.config import ConfigError
-from vgjax.context import VARIABLES, Context
+from vgjax.config import Config, ConfigError
+from vgjax.context import VARIABLES, Context, Producer
 from vgjax.data.stream import ordered_batches, training_batches
 from vgjax.provenance import fingerprint, peak_rss_mb
 from vgjax.stages.base import Loss, Stage, Terms
@@ -123,6 +124,20 @@ def train(context: Context, stage: Stage, folder: pathlib.Path) -> dict[str, Any
     data.close()
     wall_s = time.monotonic() - started + log.seconds_before
     return _export(folder, stage.name, final_params(state), state.model_state, best, wall_s)
+
+
+def producer(
+    name: str,
+    stage: Callable[[Context], Stage],
+    keys: Sequence[str],
+    needs: Iterable[str],
+    files: Callable[[Config], Sequence[str]] = lambda config: (),
+) -> Producer:
+    """How a stage is made that config group `name` says how to train; the arguments are `Producer`'s."""
+    make = lambda context, folder: train(context, stage(context), folder)
+    logging_key, loose = f"{name}.train.log_every_steps", (LOG, "tensorboard/*")
+    keys = (*keys, f"-{logging_key}")
+    return Producer(name, make, keys, tuple(needs), (logging_key,), files, trained=True, collective=True, loose=loose)
 
 
 def _finished(folder: pathlib.Path) -> dict[str, Any] | None:

@@ -119,7 +119,7 @@ def pairs(labels: Sequence[str], seed: int, most: int) -> Pairs:
 
 def scales(side: int) -> int:
     """At how many scales the window fits into pictures whose shorter side has so many pixels, at most five."""
-    return min(len(SCALES), int(np.log2(max(1, side // WINDOW))) + 1)
+    return min(len(SCALES), (side // WINDOW).bit_length())
 
 
 def ms_ssim(one: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -13,13 +13,13 @@ from flax import linen as nn
 
 from vgjax import pipeline
 from vgjax.config import Config
-from vgjax.context import Context, Producer
+from vgjax.context import Context
 from vgjax.data import records
 from vgjax.data.sources import SOURCES
 from vgjax.models.layers import BatchNorm, dense
 from vgjax.models.resnet import ResNet18
 from vgjax.stages.base import Batch, Stage, Terms
-from vgjax.train import train
+from vgjax.train import producer
 
 INTENSITY = "dataset"  # whatever the config says: all rows of a table are compared in one network
 EXPANDED = 4  # width of what is compared, in multiples of the features'
@@ -118,13 +118,4 @@ def forward(config: Config, variables: Any, image_BHWC: jax.Array) -> jax.Array:
     return ResNet18(config.domain.width).apply(inside, x_BHWC, False)
 
 
-DOMAIN = Producer(
-    "domain",
-    lambda context, folder: train(context, DomainStage(context), folder),
-    keys=("seed", "domain.*", "-domain.train.log_every_steps"),
-    needs=("pictures",),
-    free=("domain.train.log_every_steps",),
-    trained=True,
-    collective=True,
-    loose=("log.jsonl", "tensorboard/*"),
-)
+DOMAIN = producer("domain", DomainStage, ("seed", "domain.*"), ("pictures",))

@@ -67,11 +67,8 @@ def producers(config: Config) -> dict[str, Producer]:
 
 
 def _measure(context: Context, folder: pathlib.Path) -> dict[str, Any]:
-    c, rows, drawn = (
-        context.config,
-        context.rows(["pictures"], context.config.evaluate.split),
-        draw.drawn_rows(context, CAPTIONS),
-    )
+    c, drawn = context.config, draw.drawn_rows(context, CAPTIONS)
+    rows = context.rows(["pictures"], c.evaluate.split)
     count, how = min(c.evaluate.prompts, len(rows)), Intervals(c.seed, c.evaluate.resamples)
     if len(drawn) != count * c.evaluate.draws:
         where = context.artefact(f"drawn_{CAPTIONS}").folder
@@ -85,7 +82,7 @@ def _measure(context: Context, folder: pathlib.Path) -> dict[str, Any]:
         features = [net.apply(map(side.picture, range(len(side.labels)))) for side in (real, fake)]
         origin = {"net": name, "sha256": net.sha256, "resize": net.resize}
         numbers = (*compared(features[0], features[1], labels, how), *variety(features, (real, fake), pairs, how))
-        found |= {key.replace("*", name): row | origin for key, row in numbers}
+        found |= {key.replace("*", name, 1): row | origin for key, row in numbers}
     if parallel.is_main():
         write_json(folder / "metrics.json", {key: {**row, "split": c.evaluate.split} for key, row in found.items()})
     return {"peak_rss_mb": peak_rss_mb()}
@@ -97,8 +94,7 @@ def similarity(real: Side, fake: Side, pairs: Sequence[distances.Pairs], how: In
         stacked = lambda places, side=side: np.stack([side.picture(i) for i in places])
         chunks = [slice(start, start + CHUNK) for start in range(0, len(one), CHUNK)]
         found = [distances.ms_ssim(stacked(one[at]), stacked(other[at])) for at in chunks]
-        if found:
-            scales = distances.scales(min(side.picture(0).shape[:2]))
+        if found and (scales := distances.scales(min(side.picture(0).shape[:2]))):
             told = {"net": "", "note": f"pairs of one class, at {scales} of 5 scales"}
             yield from _by_class(f"{prefix}/ms_ssim", np.concatenate(found), side.labels[one], told, how)
 

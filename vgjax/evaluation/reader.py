@@ -11,11 +11,11 @@ import numpy as np
 import optax
 
 from vgjax import build, losses, pipeline
-from vgjax.context import Context, Producer
+from vgjax.context import Context
 from vgjax.data import records
 from vgjax.evaluation.readouts import in_batches
 from vgjax.stages.base import Batch, Stage, Terms
-from vgjax.train import train
+from vgjax.train import producer
 
 INTENSITY = "dataset"  # whatever the config says: all rows of a table are read by one reader
 
@@ -67,13 +67,4 @@ class LesionView:
         return in_batches(self._apply, pictures)
 
 
-READER = Producer(
-    "reader",
-    lambda context, folder: train(context, ReaderStage(context), folder),
-    keys=("seed", "reader.*", "-reader.train.log_every_steps"),
-    needs=("pictures",),
-    free=("reader.train.log_every_steps",),
-    trained=True,
-    collective=True,
-    loose=("log.jsonl", "tensorboard/*"),
-)
+READER = producer("reader", ReaderStage, ("seed", "reader.*"), ("pictures",))

@@ -151,3 +151,10 @@ def test_networks_that_are_unknown_or_without_a_file_are_refused(changes, told):
     c.networks.use = changes
     with pytest.raises(ConfigError, match=told.replace("(", r"\(").replace(")", r"\)")):
         from_config_dict(c)
+
+
+def test_files_of_networks_are_read_before_any_long_work(tmp_path):
+    c = phantom.get_config("smoke")
+    c.networks.update(use=("dinov2",), dinov2=str(tmp_path))
+    with pytest.raises(ConfigError, match=r"^config key 'networks\.dinov2': "):
+        runs.check_weights(runs.open_run(c, str(tmp_path / "run")))

@@ -108,9 +108,9 @@ class Pairs(NamedTuple):
 
 def pairs(labels: Sequence[str], seed: int, most: int) -> Pairs:
     """Each picture with the next of its class in a random cycle, at most so many, of all classes alike."""
-    rng, labels, found = np.random.default_rng(seed), np.asarray(labels), []
-    for label in np.unique(labels):
-        order = rng.permutation(np.flatnonzero(labels == label))
+    rng, classes, found = np.random.default_rng(seed), np.asarray(labels), []
+    for label in np.unique(classes):
+        order = rng.permutation(np.flatnonzero(classes == label))
         if len(order) > 1:
             found.append(np.stack([order, np.roll(order, 1)], 1))
     chosen = rng.permutation(np.concatenate(found or [np.zeros((0, 2), int)]))[:most]

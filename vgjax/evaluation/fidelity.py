@@ -74,47 +74,40 @@ def _measure(context: Context, folder: pathlib.Path) -> dict[str, Any]:
         where = context.artefact(f"drawn_{CAPTIONS}").folder
         raise StoreError(f"{where} was drawn of captions that are not all there: delete it and run again")
     labels = np.array([rows[i]["label"] for i in range(count)])
-    real, fake = Side(rows, labels), Side(drawn, np.tile(labels, c.evaluate.draws))
-    pairs = [distances.pairs(side.labels, c.seed, PAIRS) for side in (real, fake)]
-    found = dict(similarity(real, fake, pairs, how))
+    sides = Side(rows, labels), Side(drawn, np.tile(labels, c.evaluate.draws))
+    pairs = [distances.pairs(side.labels, c.seed, PAIRS) for side in sides]
+    alike = [similarity(side, *places) for side, places in zip(sides, pairs, strict=True)]
+    scales = distances.scales(min(sides[0].picture(0).shape[:2]))
+    told = {"net": "", "note": f"pairs of one class, at {scales} of 5 scales"}
+    found = {name: row | told for name, row in inside("ms_ssim", sides, pairs, alike, how)} if scales else {}
     for name in c.networks.use:
         net = networks.load(name, context)
-        features = [net.apply(map(side.picture, range(len(side.labels)))) for side in (real, fake)]
+        features = [net.apply(map(side.picture, range(len(side.labels)))) for side in sides]
+        apart = [np.linalg.norm(x[one] - x[other], axis=1) for x, (one, other) in zip(features, pairs, strict=True)]
+        numbers = (*compared(*features, labels, how), *inside("diversity/*", sides, pairs, apart, how))
         origin = {"net": name, "sha256": net.sha256, "resize": net.resize}
-        numbers = (*compared(features[0], features[1], labels, how), *variety(features, (real, fake), pairs, how))
         found |= {key.replace("*", name, 1): row | origin for key, row in numbers}
     if parallel.is_main():
         write_json(folder / "metrics.json", {key: {**row, "split": c.evaluate.split} for key, row in found.items()})
     return {"peak_rss_mb": peak_rss_mb()}
 
 
-def similarity(real: Side, fake: Side, pairs: Sequence[distances.Pairs], how: Intervals) -> Named:
-    """ms_ssim of pictures of one class (Odena et al. 2017): the lower, the more various; [/class]."""
-    for prefix, side, (one, other) in zip(("fidelity_real", "fidelity"), (real, fake), pairs, strict=True):
-        stacked = lambda places, side=side: np.stack([side.picture(i) for i in places])
-        chunks = [slice(start, start + CHUNK) for start in range(0, len(one), CHUNK)]
-        found = [distances.ms_ssim(stacked(one[at]), stacked(other[at])) for at in chunks]
-        if found and (scales := distances.scales(min(side.picture(0).shape[:2]))):
-            told = {"net": "", "note": f"pairs of one class, at {scales} of 5 scales"}
-            yield from _by_class(f"{prefix}/ms_ssim", np.concatenate(found), side.labels[one], told, how)
+def similarity(side: Side, one: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """MS-SSIM of the pictures at one place each with those at the other (Odena et al. 2017): low where they vary."""
+    stacked = lambda places: np.stack([side.picture(i) for i in places])
+    chunks = [slice(start, start + CHUNK) for start in range(0, len(one), CHUNK)]
+    return np.concatenate([[], *(distances.ms_ssim(stacked(one[at]), stacked(other[at])) for at in chunks)])
 
 
-def variety(
-    features: Sequence[np.ndarray], sides: Sequence[Side], pairs: Sequence[distances.Pairs], how: Intervals
+def inside(
+    name: str, sides: Sequence[Side], pairs: Sequence[distances.Pairs], values: Sequence[np.ndarray], how: Intervals
 ) -> Named:
-    """diversity/*: mean distance, in features, of pictures of one class; [/class]."""
-    for prefix, x, side, (one, other) in zip(("fidelity_real", "fidelity"), features, sides, pairs, strict=True):
-        if len(one):
-            apart = np.linalg.norm(x[one].astype(np.float64) - x[other], axis=1)
-            yield from _by_class(f"{prefix}/diversity/*", apart, side.labels[one], {"note": "pairs of one class"}, how)
-
-
-def _by_class(name: str, values: np.ndarray, labels: np.ndarray, told: dict[str, Any], how: Intervals) -> Named:
-    """The mean of all values, and that of each class of which there are enough."""
-    yield name, how.mean(values) | told
-    for label, count in zip(*np.unique(labels, return_counts=True), strict=True):
-        if label and count >= FEWEST:
-            yield f"{name}/{label}", how.mean(values[labels == label]) | told
+    """name[/class]: the mean of the values of pairs of pictures of one class, and of each class with enough of them."""
+    for prefix, side, (one, _), every in zip(("fidelity_real", "fidelity"), sides, pairs, values, strict=True):
+        for label in dict.fromkeys(("", *side.labels)):
+            chosen = every[side.labels[one] == label] if label else every
+            if len(chosen) >= (FEWEST if label else 1):
+                yield f"{prefix}/{name}" + f"/{label}" * bool(label), how.mean(chosen)
 
 
 def compared(real: np.ndarray, drawn: np.ndarray, labels: np.ndarray, how: Intervals) -> Named:
@@ -127,20 +120,21 @@ def compared(real: np.ndarray, drawn: np.ndarray, labels: np.ndarray, how: Inter
     order = np.random.default_rng(how.seed).permutation(len(real))
     one, other = order[: len(real) // 2], order[len(real) // 2 :][: len(real) // 2]
     again = np.tile(labels, len(drawn) // len(real))
+    halves = real[other], labels[other]
     yield from _classes("fidelity", real, labels, drawn, again, how)
-    yield from _classes("fidelity_real", real[other], labels[other], real[one], labels[one], how)
-    yield from _classes("fidelity_halves", real[other], labels[other], drawn[one], labels[one], how)
+    yield from _classes("fidelity_real", *halves, real[one], labels[one], how)
+    yield from _classes("fidelity_halves", *halves, drawn[one], labels[one], how)
 
 
 def _classes(
     prefix: str, real: np.ndarray, labels: np.ndarray, drawn: np.ndarray, again: np.ndarray, how: Intervals
 ) -> Named:
     """The numbers of all classes together, and of each of which there are enough pictures on both sides."""
-    yield from ((f"{prefix}/{name}/*", row) for name, row in _numbers(real, drawn, how))
-    for label in np.unique(labels):
-        some, others = real[labels == label], drawn[again == label]
-        if label and min(len(some), len(others)) >= FEWEST:
-            yield from ((f"{prefix}/{name}/*/{label}", row) for name, row in _numbers(some, others, how))
+    for label in dict.fromkeys(("", *labels)):
+        some, others = (real[labels == label], drawn[again == label]) if label else (real, drawn)
+        if not label or min(len(some), len(others)) >= FEWEST:
+            where = f"/{label}" * bool(label)
+            yield from ((f"{prefix}/{name}/*{where}", row) for name, row in _numbers(some, others, how))
 
 
 def _numbers(real: np.ndarray, drawn: np.ndarray, how: Intervals) -> Named:

@@ -1,12 +1,13 @@
 """The network of the data's own domain: its loss is the published one, views keep what counts, it does not collapse."""
 
+import json
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import phantom
-from vgjax import run as runs
+from tests.test_evaluate import drawn, open_run  # noqa: F401
 from vgjax.data import records
 from vgjax.evaluation import domain, networks
 from vgjax.models.resnet import ResNet18
@@ -48,11 +49,11 @@ def test_the_network_halves_four_times_and_has_the_layers_of_resnet18():
     assert jax.eval_shape(lambda v, x: ResNet18(8).apply(v, x, False), shapes, image).shape == (2, 64)
 
 
-def test_training_spreads_the_pictures_and_features_do_not_depend_on_the_batch(tmp_path):
-    c = phantom.get_config("smoke")
-    c.evaluate.metrics = ("fidelity",)
-    c.domain.train.update(steps=12, batch_size=16, learning_rate=3e-3, checkpoint_every_steps=12)
-    run = runs.open_run(c, str(tmp_path / "run"))
+def test_training_spreads_the_pictures_and_features_do_not_depend_on_the_batch(tmp_path, drawn):  # noqa: F811
+    training = dict(steps=12, batch_size=16, learning_rate=3e-3, checkpoint_every_steps=12)
+    more = {f"domain.train.{name}": value for name, value in training.items()}
+    more |= {"networks.use": ("domain",), "data.train_items": 64, "data.test_items": 32}
+    run = open_run(tmp_path / "run", ("fidelity",), more=more)
     net = networks.load("domain", run.context)
     rows = run.context.rows(["pictures"], "test")
     pictures = [records.from_png(rows[i]["image"]) for i in range(32)]
@@ -62,5 +63,7 @@ def test_training_spreads_the_pictures_and_features_do_not_depend_on_the_batch(t
     assert features.std(0).mean() > 0.05 * np.abs(features).mean()
     assert (values > 1e-3 * values[0]).sum() >= 8  # as many directions at least, not one point or one line
     assert net.apply(pictures[:3]) == pytest.approx(features[:3], abs=1e-5)
+    found = json.loads(run.artefact("fidelity").path("metrics.json").read_text())["fidelity/coverage/domain"]
+    assert (found["n"], found["sha256"], found["resize"]) == (16, net.sha256, "linearly to 16 x 16")
     inputs = run.recipe("domain").inputs
     assert set(inputs) == {"pictures"}  # nothing of the model, nor what was drawn

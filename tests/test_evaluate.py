@@ -57,13 +57,13 @@ def drawn(monkeypatch):
     return PaintingSampler.drawn
 
 
-def open_run(folder: pathlib.Path, metrics=("control", "gain"), info=None, **changes) -> Run:
+def open_run(folder: pathlib.Path, metrics=("control", "gain"), info=None, more=None, **changes) -> Run:
     """A run on the class label, which needs the denoiser alone; that and its condition are there, but empty."""
     c = phantom.get_config("smoke+class_label")
     c.name = folder.name
     c.data.update(dict(train_items=4, validation_items=4, test_items=8))
     c.evaluate.update(dict(metrics=metrics, **changes))
-    c.networks.use = ("pixel",)
+    c.update_from_flattened_dict({"networks.use": ("pixel",), **(more or {})})
     config = from_config_dict(c)
     numbers = {"wall_s": 2.0, "peak_rss_mb": 3.0, "fingerprint": "ab", **(info or {})}
     found = {

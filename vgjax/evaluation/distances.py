@@ -106,7 +106,7 @@ class Pairs(NamedTuple):
     other: np.ndarray
 
 
-def pairs(labels: Sequence[str], seed: int, most: int) -> Pairs:
+def pairs(labels: Sequence[str] | np.ndarray, seed: int, most: int) -> Pairs:
     """Each picture with the next of its class in a random cycle, at most so many, of all classes alike."""
     rng, classes, found = np.random.default_rng(seed), np.asarray(labels), []
     for label in np.unique(classes):

@@ -102,7 +102,8 @@ class DomainStage(Stage):
 
     def validate(self, params: Any, model_state: Any, frozen: Any, batch: Batch, key: jax.Array) -> Terms:
         """score (B,): share of the other pictures that are as near to a view as its picture's other view is."""
-        x_BF = self._module.apply({"params": params, **model_state}, self._two_views(batch, key), False)
+        variables = {"params": params, **model_state}
+        x_BF = jnp.asarray(self._module.apply(variables, self._two_views(batch, key), False))
         one_BF, other_BF = jnp.split(x_BF, 2)
         apart_BB = jnp.square(one_BF[:, None] - other_BF[None]).sum(-1)
         return {"score": (apart_BB <= jnp.diag(apart_BB)[:, None]).mean(1) - 1 / len(apart_BB)}
@@ -115,7 +116,7 @@ def forward(config: Config, variables: Any, image_BHWC: jax.Array) -> jax.Array:
     """Features (B, 8 width) of pictures, uint8, by what the training exported."""
     inside = {kind: variables[kind]["network"] for kind in ("params", "batch_stats")}
     x_BHWC = pipeline.prior_input(image_BHWC, config.domain.image_size, INTENSITY)
-    return ResNet18(config.domain.width).apply(inside, x_BHWC, False)
+    return jnp.asarray(ResNet18(config.domain.width).apply(inside, x_BHWC, False))
 
 
 DOMAIN = producer("domain", DomainStage, ("seed", "domain.*"), ("pictures",))

@@ -82,9 +82,9 @@ def _measure(context: Context, folder: pathlib.Path) -> dict[str, Any]:
     found = {name: row | told for name, row in inside("ms_ssim", sides, pairs, alike, how)} if scales else {}
     for name in c.networks.use:
         net = networks.load(name, context)
-        features = [net.apply(map(side.picture, range(len(side.labels)))) for side in sides]
+        features = real, fake = [net.apply(map(side.picture, range(len(side.labels)))) for side in sides]
         apart = [np.linalg.norm(x[one] - x[other], axis=1) for x, (one, other) in zip(features, pairs, strict=True)]
-        numbers = (*compared(*features, labels, how), *inside("diversity/*", sides, pairs, apart, how))
+        numbers = (*compared(real, fake, labels, how), *inside("diversity/*", sides, pairs, apart, how))
         origin = {"net": name, "sha256": net.sha256, "resize": net.resize}
         found |= {key.replace("*", name, 1): row | origin for key, row in numbers}
     if parallel.is_main():

@@ -129,11 +129,8 @@ def from_file(name: str, source: str, mesh: jax.sharding.Mesh) -> FeatureNetwork
         if name == "inception":
             module, variables = from_torch("inception", tensors, where=source)
             apply = lambda variables, image: module.apply(variables, inception.resize(image))[0]
-            size, resize, prepare = (
-                inception.SIDE,
-                "bilinearly from the corner to 299 x 299, as TensorFlow 1",
-                np.asarray,
-            )
+            size, resize = inception.SIDE, "bilinearly from the corner to 299 x 299, as TensorFlow 1"
+            prepare: Callable[[np.ndarray], np.ndarray] = np.asarray
         else:
             module, variables = from_torch("dinov2", tensors, values, where=source)
             apply = module.apply

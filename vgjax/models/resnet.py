@@ -14,10 +14,11 @@ class Block(nn.Module):
 
     @nn.compact
     def __call__(self, x_BHWC: chex.Array, train: bool) -> chex.Array:
-        layer = lambda x, name, *how: BatchNorm(name=f"norm{name}")(
-            conv(self.features, *how, use_bias=False, name=f"conv{name}")(x), train
-        )
-        inside = layer(nn.relu(layer(x_BHWC, "1", 3, self.stride)), "2")
+        def layer(x: chex.Array, name: str, size: int, stride: int) -> chex.Array:
+            x = conv(self.features, size, stride, use_bias=False, name=f"conv{name}")(x)
+            return BatchNorm(name=f"norm{name}")(x, train)
+
+        inside = layer(nn.relu(layer(x_BHWC, "1", 3, self.stride)), "2", 3, 1)
         changes = self.stride > 1 or x_BHWC.shape[-1] != self.features
         return nn.relu(inside + (layer(x_BHWC, "_shortcut", 1, self.stride) if changes else x_BHWC))
 

@@ -88,5 +88,5 @@ def resized(table_ggD: chex.Array, cells: int, antialias: bool) -> chex.Array:
         d = np.abs(places - nearest)
         near, far = (a + 2) * d**3 - (a + 3) * d**2 + 1, a * (d**3 - 5 * d**2 + 8 * d - 4)
         np.add.at(weights, (np.arange(cells), np.clip(nearest, 0, count - 1)), np.where(d <= 1, near, far))
-    weights = jnp.asarray(weights, table_ggD.dtype)
-    return jnp.einsum("ij,kl,jld->ikd", weights, weights, table_ggD)
+    shares = jnp.asarray(weights, table_ggD.dtype)
+    return jnp.einsum("ij,kl,jld->ikd", shares, shares, table_ggD)

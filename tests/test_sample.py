@@ -8,12 +8,15 @@ import pytest
 from PIL import Image
 
 from configs import phantom
+from tests.in_process import PHANTOM, refused
 from vgjax import config as configs
-from vgjax import main, parallel, sample
+from vgjax import main, parallel, sample, seeds
 from vgjax import run as runs
 from vgjax.config import ConfigError
-from vgjax.context import Run
+from vgjax.context import Producer, Run
 from vgjax.data.records import from_png
+from vgjax.evaluation import copies
+from vgjax.evaluation.neighbours import Nearest
 from vgjax.models.text_encoder import VocabularyEncoder
 from vgjax.store import Store
 from vgjax.types import Request
@@ -181,6 +184,63 @@ def test_a_bad_file_leaves_nothing_behind(run):
     assert not (run.workdir / "samples").exists()
 
 
+class KnowsColours:
+    """Stands in for the training pictures: those of one colour, from a list of it."""
+
+    def __init__(self, *colours):
+        self.colours = colours
+
+    def nearest(self, pictures):
+        apart = [0.25 if picture[0, 0, 0] in self.colours else 1.0 for picture in pictures]
+        return Nearest(np.zeros(len(pictures)), np.array(apart))
+
+
+@pytest.fixture
+def training(run, monkeypatch):
+    """Makes pictures of these seeds copies."""
+    monkeypatch.setattr(copies, "COPIES", Producer("copies", lambda context, folder: None, keys=("seed",)))
+
+    def holds(*picture_seeds):
+        known = KnowsColours(*(seed % 251 for seed in picture_seeds))
+        monkeypatch.setattr(copies, "load", lambda artefact: (known, 0.5))
+
+    return holds
+
+
+def test_a_copy_is_refused_and_drawn_again_from_the_next_derived_seed(run, training, caplog):
+    once, twice = (seeds.derive(6, "refused", attempt) for attempt in range(2))
+    training(6, once)
+    with caplog.at_level(logging.WARNING):
+        settings = drawn(run, 3, prompt=KNOWN[0], refuse_copies=True)
+    assert settings["seeds"] == [5, twice, 7]
+    assert settings["refused"] == [{"seed": 6, "distance": 0.25}, {"seed": once, "distance": 0.25}]
+    for name, one in zip(settings["files"], settings["seeds"], strict=True):
+        assert (np.asarray(Image.open(run.workdir / "samples" / name)) == one % 251).all()
+    told = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert told == ["2 copies of training pictures were refused and drawn again from other seeds"]
+
+
+def test_without_the_flag_nothing_is_refused(run, training):
+    training(5, 6)
+    settings = drawn(run, prompt=KNOWN[0])
+    assert settings["seeds"] == [5, 6] and "refused" not in settings
+
+
+def test_what_only_copies_ends_in_one_sentence_and_leaves_nothing(run, training):
+    training(*range(251))
+    match = rf"^--refuse-copies: seed 5 led to {sample.TRIES + 1} copies of training pictures: ask for something else"
+    with pytest.raises(ConfigError, match=match):
+        drawn(run, prompt=KNOWN[0], refuse_copies=True)
+    assert not (run.workdir / "samples").exists()
+
+
+@pytest.mark.parametrize("flag", ["--edit=x.png", "--anatomy_to=dark", "--modality_to=dark"])
+def test_what_has_no_other_seed_cannot_be_drawn_again(tmp_path, flag):
+    asked = ("--mode=sample", "--prompt=x", "--refuse-copies", flag, f"--workdir={tmp_path / 'run'}")
+    refused(tmp_path, "--refuse-copies draws again from another seed: leave out", PHANTOM, *asked)
+
+
 def test_every_wish_is_a_flag_of_the_mode():
-    assert set(main.TAKES["sample"]) == {*main.ASKED, "anatomy_to", "modality_to", "strength", "n", "seed"}
+    further = {"anatomy_to", "modality_to", "strength", "n", "seed", "refuse-copies"}
+    assert set(main.TAKES["sample"]) == {*main.ASKED, *further}
     assert main.ASKED == ("prompt", "anatomy", "modality", "mask", "edit")

@@ -324,12 +324,19 @@ class Evaluate(Group):
     """How control is measured."""
 
     metrics: Names = key(
-        ("control", "swap", "prior"), "what to measure: names in vgjax.evaluation.metrics.METRICS, and fidelity"
+        ("control", "swap", "prior"), "what to measure: names in vgjax.evaluation.metrics.METRICS, fidelity, privacy"
     )
     split: Literal["test", "validation"] = key("test", "whose captions; validation: to choose settings by")
     prompts: PositiveInt = key(320, "captions")
     draws: PositiveInt = key(1, "pictures a caption, and in the metric gain of other captions")
     resamples: PositiveInt = key(2000, "resamplings behind a confidence interval")
+
+
+class Privacy(Group):
+    """What is drawn to find copies of training pictures."""
+
+    captions: PositiveInt = key(32, "captions of training pictures that are drawn from")
+    seeds: PositiveInt = key(10, "pictures of each")
 
 
 class Config(Group):
@@ -349,6 +356,7 @@ class Config(Group):
     reader: Reader = Reader()
     domain: Domain = Domain()
     networks: Networks = Networks()
+    privacy: Privacy = Privacy()
     evaluate: Evaluate = Evaluate()
 
     def flat(self) -> dict[str, Any]:

@@ -25,7 +25,7 @@ MODES = {
 }
 ASKED = ("prompt", "anatomy", "modality", "mask", "edit")
 TAKES = {  # flags of some modes
-    "sample": [*ASKED, "anatomy_to", "modality_to", "strength", "n", "seed"],
+    "sample": [*ASKED, "anatomy_to", "modality_to", "strength", "n", "seed", "refuse-copies"],
     "export": ["prompt"],
     "report": ["compare"],
 }
@@ -47,6 +47,7 @@ _STRENGTH = flags.DEFINE_float("strength", None, "Edit by noise of this share (S
 _ANATOMY_TO = flags.DEFINE_string("anatomy_to", "", "What --anatomy goes over to, in --n pictures of one seed.")
 _MODALITY_TO = flags.DEFINE_string("modality_to", "", "The same for --modality.")
 _N = flags.DEFINE_integer("n", 0, "How many pictures to draw; default sample.count.", 0, 1_000_000)
+_REFUSE = flags.DEFINE_bool("refuse-copies", False, "Draw again what is a copy of a training picture.")
 _SEED = flags.DEFINE_integer("seed", None, "Seed of the first picture drawn; default the config's.", 0, (1 << 64) - 1)
 
 
@@ -72,6 +73,10 @@ def _read(argv: list[str]) -> ConfigDict:
             raise ConfigError(f"--{name} means nothing in --mode={mode}: give it to {modes}")
     if _STRENGTH.present and not (_EDIT.value and (_STRENGTH.value or 0) <= 1.0):  # nan passes the flag's own bounds
         raise ConfigError("--strength, in [0.01, 1], says how much noise an edit takes: give it with --edit=PICTURE")
+    if _REFUSE.value and any(flag.value for flag in (_EDIT, _ANATOMY_TO, _MODALITY_TO)):
+        raise ConfigError(
+            "--refuse-copies draws again from another seed: leave out --edit, --anatomy_to, --modality_to"
+        )
     if mode == "sample" and not any(flags.FLAGS[name].value for name in ASKED):
         raise ConfigError('--mode=sample needs --prompt="TEXT", or any of --anatomy, --modality, --mask and --edit')
     return config
@@ -106,7 +111,7 @@ def _dispatch(config: ConfigDict) -> None:
     from vgjax import run as runs
 
     run = runs.open_run(config, _WORKDIR.value, _STORE.value)
-    given = {name: flags.FLAGS[name].value for name in TAKES.get(_MODE.value, ())}
+    given = {name.replace("-", "_"): flags.FLAGS[name].value for name in TAKES.get(_MODE.value, ())}
     runs.MODES[_MODE.value](run, **given)
 
 

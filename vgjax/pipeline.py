@@ -204,7 +204,18 @@ def process_errors(
 ) -> jax.Array:
     """Squared error of a network's output, a function of (x_t, t_B), for clean x_0 at random times, (B,)."""
     t, noise = process.draw_time(time_key, len(x_0)), jax.random.normal(noise_key, x_0.shape)
-    return losses.mse(output(process.add_noise(x_0, noise, t), t), process.target(x_0, noise, t))
+    return errors_at(process, output, x_0, t, noise)
+
+
+def errors_at(
+    process: Process,
+    output: Callable[[jax.Array, jax.Array], jax.Array],
+    x_0: jax.Array,
+    t_B: jax.Array,
+    noise: jax.Array,
+) -> jax.Array:
+    """The same at given times and noise, shaped as x_0."""
+    return losses.mse(output(process.add_noise(x_0, noise, t_B), t_B), process.target(x_0, noise, t_B))
 
 
 def mask_coverage(mask_BHW: jax.Array, cells: int) -> jax.Array:

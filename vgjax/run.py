@@ -168,10 +168,12 @@ def run_all(run: Run) -> None:
     report(run)
 
 
-def draw(run: Run, n: int, seed: int | None, strength: float | None = None, **asked: str) -> None:
+def draw(
+    run: Run, n: int, seed: int | None, strength: float | None = None, refuse_copies: bool = False, **asked: str
+) -> None:
     """Draws `n` pictures of what is asked for; the arguments are those of `sample.sample_request`."""
     _need_trained(run)
-    for path in sample.sample_request(run, asked, n, seed, strength):
+    for path in sample.sample_request(run, asked, n, seed, strength, refuse_copies):
         logging.info("wrote %s", path)
 
 

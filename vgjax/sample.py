@@ -1,5 +1,6 @@
 """Pictures from texts, with everything that decides them written down."""
 
+import dataclasses
 import functools
 import hashlib
 import itertools
@@ -25,12 +26,15 @@ from vgjax.data.read.decode import square, to_png
 from vgjax.data.read.images import ImageError, read_image, read_mask
 from vgjax.data.records import from_png
 from vgjax.diffusion import guidance
+from vgjax.evaluation import copies
 from vgjax.features.latents import views
 from vgjax.features.text import encoder_of
 from vgjax.models.autoencoder import Autoencoder
 from vgjax.models.text_encoder import TextEncoder
 from vgjax.stages.denoiser import Trained
 from vgjax.types import CHANNELS, Inputs, Request
+
+TRIES = 10  # further ones for a picture that is a copy
 
 
 class Sampler:
@@ -176,7 +180,12 @@ def read_request(config: Config, asked: Mapping[str, str]) -> Request:
 
 
 def sample_request(
-    run: Run, asked: Mapping[str, str], count: int = 0, seed: int | None = None, strength: float | None = None
+    run: Run,
+    asked: Mapping[str, str],
+    count: int = 0,
+    seed: int | None = None,
+    strength: float | None = None,
+    refuse_copies: bool = False,
 ) -> list[pathlib.Path]:
     """Draws pictures of what is asked for into workdir/samples: PNG files, then their settings as JSON.
 
@@ -187,6 +196,7 @@ def sample_request(
       count: how many; 0: `sample.count`.
       seed: of the first, the next ones count on (in 64 bits), unless a channel goes over; None: the config's.
       strength: to edit by SDEdit, in the place of inversion.
+      refuse_copies: draw copies of training pictures again, from other seeds; neither edits nor what goes over.
     """
     config, to = run.config, {name: asked[f"{name}_to"] for name in CHANNELS if asked.get(f"{name}_to")}
     ends = [read_request(config, asked)] + ([read_request(config, {**asked, **to})] if to else [])
@@ -207,6 +217,8 @@ def sample_request(
     if error is not None:
         logging.info("round trip of the picture: a mean absolute error of %.2f levels of 255", error)
         told["round_trip_error"] = error
+    if refuse_copies:
+        told["refused"] = _refuse(run, sampler, ends[0], pictures, picture_seeds)
     folder = run.workdir / "samples"
     paths = [folder / f"{name}-{one}{f'-{i}' if to else ''}.png" for i, one in enumerate(picture_seeds)]
     for path, picture in zip(paths, pictures, strict=True):
@@ -217,6 +229,38 @@ def sample_request(
     paths.append(folder / f"{name}.json")
     write_json(paths[-1], settings, sort_keys=True)
     return paths
+
+
+def _refuse(
+    run: Run, sampler: Sampler, request: Request, pictures: np.ndarray, picture_seeds: list[int]
+) -> list[dict[str, Any]]:
+    """Draws copies of training pictures again, in place, with seeds derived from theirs; tells each that was refused.
+
+    Raises:
+      ConfigError: one seed has led to copies alone.
+    """
+    # What training pictures are known by is made here, where no evaluation has.
+    own = dataclasses.replace(run, producers={**run.producers, copies.COPIES.name: copies.COPIES})
+    training, threshold = copies.load(own.artefact(copies.COPIES.name))
+    places, first, refused = list(range(len(pictures))), list(picture_seeds), []
+    for attempt in range(TRIES + 1):
+        apart = training.nearest(pictures[places]).distances
+        caught = [(i, float(distance)) for i, distance in zip(places, apart, strict=True) if distance < threshold]
+        refused += [{"seed": picture_seeds[i], "distance": distance} for i, distance in caught]
+        if not (places := [i for i, _ in caught]):
+            break
+        if attempt == TRIES:
+            raise ConfigError(
+                f"--refuse-copies: seed {first[places[0]]} led to {TRIES + 1} copies of training pictures: ask for"
+                " something else, or train on more pictures or for fewer steps"
+            )
+        for i in places:
+            picture_seeds[i] = seeds.derive(first[i], "refused", attempt)
+        again = [picture_seeds[i] for i in places]
+        pictures[places] = sampler(sampler.inputs([request] * len(again), again), again)
+    if refused:
+        logging.warning("%d copies of training pictures were refused and drawn again from other seeds", len(refused))
+    return refused
 
 
 def _between(sampler: Sampler, ends: Sequence[Request], seed: int, count: int) -> Inputs:

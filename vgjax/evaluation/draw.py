@@ -30,6 +30,10 @@ KEYS = (
 )
 
 
+TRAINING = "training_captions"  # the set of captions that were trained on
+OWN_KEYS = {TRAINING: ("privacy.*",)}
+
+
 class Drawn(NamedTuple):
     """A set of drawn pictures, (N, H, W, 3) uint8, with the request and the seed of each."""
 
@@ -66,7 +70,7 @@ def producers(config: Config, sets: Iterable[str]) -> dict[str, Producer]:
         f"drawn_{name}": Producer(
             f"drawn_{name}",
             functools.partial(_draw, shared, name),
-            keys=tuple(dict.fromkeys((*KEYS, *condition.keys, *condition.request_keys))),
+            keys=tuple(dict.fromkeys((*KEYS, *condition.keys, *condition.request_keys, *OWN_KEYS.get(name, ())))),
             needs=("pictures", "denoiser", "condition", *drawing_artefacts(condition)),
             free=("evaluate.resamples", "sample.batch_size"),
             collective=True,
@@ -84,6 +88,11 @@ def drawing_artefacts(condition: conditions.Condition) -> tuple[str, ...]:
 
 def requested(context: Context, name: str) -> list[Request]:
     """What a set asks for, of the captions that can be read."""
+    if name == TRAINING:
+        c, rows = context.config.privacy, context.rows(["pictures"], "train")
+        places = np.linspace(0, len(rows) - 1, min(c.captions, len(rows))).round().astype(int).tolist()
+        asked = [Request(prompt=row["caption"], label=row["label"]) for row in map(rows.__getitem__, places)]
+        return [request for request in asked for _ in range(c.seeds)]
     metric = next(one for one in METRICS.values() if name in one.sets)
     return list(metric.sets[name](metric.chosen(load_cases(context)), options_of(context)))
 

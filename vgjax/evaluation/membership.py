@@ -41,6 +41,8 @@ def estimates(
     for suffix, (inside, outside) in columns.items():
         for name, measure in (("auc", auc), ("tpr", true_positives))[: 1 if suffix else 2]:
             rng = np.random.default_rng(seed)
-            again = [measure(rng.choice(inside, len(inside)), rng.choice(outside, len(outside))) for _ in range(resamples)]
-            low, high = np.percentile(again, (2.5, 97.5)) if again else (None, None)
+            again = [
+                measure(rng.choice(inside, len(inside)), rng.choice(outside, len(outside))) for _ in range(resamples)
+            ]
+            low, high = np.percentile(again, (2.5, 97.5)).tolist()
             yield name + suffix, {"value": measure(inside, outside), "interval": (low, high), "n": len(inside)}

@@ -8,12 +8,14 @@ import numpy as np
 
 from vgjax.config import ConfigError
 from vgjax.context import Run
+from vgjax.data import records
 from vgjax.evaluation.draw import load_cases, options_of, read_drawn
 from vgjax.evaluation.evaluate import READINGS_FILE, computed, drawn_sets, evaluations, results
 from vgjax.evaluation.metrics import METRICS, swap
 from vgjax.evaluation.metrics.base import CAPTIONS
+from vgjax.evaluation.privacy import PAIRS
 from vgjax.evaluation.readouts import PriorView
-from vgjax.evaluation.report import ControlRow, FactorMaps, Pair, Report, SwapGrid, write_report
+from vgjax.evaluation.report import Closest, ControlRow, FactorMaps, Pair, Report, SwapGrid, write_report
 from vgjax.features.text import encoder_of
 from vgjax.stages import plan
 from vgjax.train import LOG, read_log
@@ -67,8 +69,16 @@ def collect(run: Run) -> Report:
         factor_maps=maps,
         swap_grid=grid,
         control=control_rows(origin["estimates"], options.reader.channels),
+        closest=closest_pairs(run) if "privacy" in run.producers else (),
         compared={name: one for name, one in origin["estimates"].items() if "net" in one},
     )
+
+
+def closest_pairs(run: Run) -> list[Closest]:
+    """Those that the evaluation "privacy" kept."""
+    rows = records.Records([run.artefact("privacy").path(PAIRS)])
+    shown = lambda row: row | {name: records.from_png(row[name]) for name in ("drawn", "training")}
+    return [Closest(**shown(rows[i])) for i in range(len(rows))]
 
 
 def control_rows(estimates: dict[str, Any], channels: Mapping[str, str]) -> list[ControlRow]:

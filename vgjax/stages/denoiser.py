@@ -88,6 +88,16 @@ class Denoising(Stage):
         dit = self.dit_model(params, frozen)
         return pipeline.diffusion_errors(dit, self._process, x_0, tokens, time_key, epsilon_key)
 
+    def errors_at(self, params: Any, frozen: Any, batch: Batch, t: jax.Array, noise_hwc: jax.Array) -> jax.Array:
+        """The same with nothing dropped, at a process time () and a noise that all pictures meet, (B,)."""
+        x_0 = self.latents(batch, None)
+        keep = dict.fromkeys(self.condition.channels, jnp.ones(len(x_0), bool))
+        inputs = self.condition.from_rows(frozen, batch, None)
+        tokens, dit = self.condition.tokens(params["condition"], frozen, inputs, keep), self.dit_model(params, frozen)
+        output = lambda x_t, t_B: pipeline.denoise(dit, self._process, x_t, t_B, tokens)
+        noise = jnp.broadcast_to(noise_hwc, x_0.shape)
+        return pipeline.errors_at(self._process, output, x_0, jnp.full(len(x_0), t), noise)
+
     def loss(self, params: Any, model_state: Any, frozen: Any, batch: Batch, key: jax.Array):
         return {"denoise": self.errors(params, frozen, batch, key, train=True)}, {}
 

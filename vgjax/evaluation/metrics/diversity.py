@@ -10,6 +10,7 @@ import numpy as np
 from vgjax.evaluation.distances import distances
 from vgjax.evaluation.metrics.base import Estimate, Metric, Options, Results, Seen, TestCase
 from vgjax.evaluation.metrics.numbers import mean_estimate
+from vgjax.evaluation.neighbours import nearest
 from vgjax.evaluation.networks import reduced
 from vgjax.types import Request
 
@@ -36,8 +37,8 @@ def measure(cases: Sequence[TestCase], drawn: Mapping[str, Seen], real: Seen, op
     held_out, trained = reduced(real.pictures), reduced(options.training())
     yield "diversity/pairs", mean_estimate([apart(one) for one in seen.reshape(-1, DRAWS, seen.shape[1])], options)
     yield "diversity_real/pairs", Estimate(apart(held_out), len(held_out))
-    yield "diversity/nearest", mean_estimate(distances(seen, trained).min(1), options)
-    yield "diversity_real/nearest", mean_estimate(distances(held_out, trained).min(1), options)
+    yield "diversity/nearest", mean_estimate(nearest(seen, trained).distances[:, 0], options)
+    yield "diversity_real/nearest", mean_estimate(nearest(held_out, trained).distances[:, 0], options)
 
 
 METRIC = Metric(measure, {SAME: requests})

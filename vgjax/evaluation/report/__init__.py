@@ -30,6 +30,20 @@ class Pair(NamedTuple):
     factors: Mapping[str, tuple[str, str]]
 
 
+class Closest(NamedTuple):
+    """A drawn picture of a set, the training picture that it is likeliest a copy of, both (H, W, 3) uint8.
+
+    Attributes:
+      threshold: distance below which it counts as one.
+    """
+
+    set: str
+    drawn: np.ndarray
+    training: np.ndarray
+    distance: float
+    threshold: float
+
+
 class FactorMaps(NamedTuple):
     """What stage 1 makes of one image (H, W, 3) uint8; the reconstruction is alike.
 
@@ -137,6 +151,7 @@ class Report:
     factor_maps: Sequence[FactorMaps] = ()
     swap_grid: SwapGrid | None = None
     control: Sequence[ControlRow] = ()
+    closest: Sequence[Closest] = ()
     compared: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 

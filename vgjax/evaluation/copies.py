@@ -29,6 +29,7 @@ NOISE, QUALITY = 2.0, 75  # levels; of JPEG
 COARSE = 3  # pixels of a cell of a descriptor
 FINE, STEPS = (-1.0, -0.5, 0.0, 0.5, 1.0), (0.25, 0.125)  # of the largest alterations; then about the best of them
 CANDIDATES, CHUNK = 8, 64  # that are looked at closely; pictures whose variants lie in memory
+LUMA, COLOUR = (0.299, 0.587, 0.114), 4.0  # grey of red, green, blue; weight of what the mean colour differs by
 FLOOR, DETAIL = 1.5, 0.15  # levels, and share of a picture's own detail, by which altered copies differ
 HELD_OUT = 1000  # most validation pictures that fix the threshold
 FALSE_ALARMS, RECALL = 0.005, 0.99  # at the threshold, the lower of the two
@@ -124,7 +125,10 @@ def _rest(x: jax.Array, y: jax.Array) -> jax.Array:
     most, power = (1 + TONE) / (1 - TONE), jnp.maximum(jnp.square(x).mean(1), 1e-3)
     gain = jnp.clip((x * y[None]).mean(1) / power, 1 / most, most)
     moved = jnp.maximum(jnp.abs(means - mean) - TONE * 255, 0.0)
-    return jnp.square(gain[:, None] * x - y[None]).mean(1) + jnp.square(moved)
+    rest = (gain[:, None] * x - y[None]).reshape(len(x), -1, 3)
+    grey, colour = rest @ jnp.array(LUMA), rest.mean(1) - rest.mean((1, 2))[:, None]
+    # Compression blurs colours, but hardly moves their mean.
+    return jnp.square(grey).mean(1) + COLOUR * jnp.square(colour).mean(1) + jnp.square(moved)
 
 
 @jax.jit

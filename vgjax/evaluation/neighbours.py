@@ -35,14 +35,14 @@ def nearest(queries: np.ndarray, references: np.ndarray, k: int = 1) -> Nearest:
     for start in range(0, len(queries), block):
         rows, longest = centred(queries[start : start + block]), 0.0
         asked = jax.device_put(np.pad(rows, ((0, block - len(rows)), (0, 0))), split)
-        best, at = np.empty((len(rows), 0), np.float32), np.empty((len(rows), 0), np.int64)
+        best, at = np.empty((len(rows), 0)), np.empty((len(rows), 0), np.int64)
         for first in range(0, len(references), block):
             some = centred(references[first : first + block])
             longest = max(longest, float(np.sqrt(np.square(some).sum(1).max())))
             squares, places = _closest(asked, np.pad(some, ((0, block - len(some)), (0, 0))), len(some), keep)
             best, at = np.hstack([best, squares[: len(rows)]]), np.hstack([at, first + places[: len(rows)]])
             order = np.argsort(best, axis=1, kind="stable")[:, :keep]
-            best, at = (np.take_along_axis(a, order, 1) for a in (best, at))
+            best, at = np.take_along_axis(best, order, 1), np.take_along_axis(at, order, 1)
         # Of a sum of F products in float32, whatever their order (Higham 2002, section 3.1), twice over.
         errors = (rows.shape[1] + 8) * 2.0**-23 * np.square(np.linalg.norm(rows, axis=1) + longest)
         for query, squares, places, error in zip(queries[start : start + block], best, at, errors, strict=True):

@@ -41,10 +41,10 @@ def collect(run: Run) -> Report:
     (numbers, origin), context, sets = results(run), run.context, drawn_sets(run)
     cases, options = load_cases(context), options_of(context)
     pairs = []
-    if CAPTIONS in sets:
-        readings = json.loads(run.artefact("evaluation").path(READINGS_FILE).read_text())[CAPTIONS]
+    readings = json.loads(run.artefact("evaluation").path(READINGS_FILE).read_text())
+    if CAPTIONS in readings:
         pictures = read_drawn(context, CAPTIONS).pictures
-        for case, drawn, levels in zip(cases[:SHOWN_PAIRS], pictures, readings, strict=False):
+        for case, drawn, levels in zip(cases[:SHOWN_PAIRS], pictures, readings[CAPTIONS], strict=False):
             factors = {f: (case.requested.get(f, ""), levels[f] or "unreadable") for f in levels}
             pairs.append(Pair(case.caption, case.image, drawn, factors))
     grid = None

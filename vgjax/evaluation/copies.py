@@ -30,7 +30,7 @@ COARSE = 3  # pixels of a cell of a descriptor
 FINE, STEPS = (-1.0, -0.5, 0.0, 0.5, 1.0), (0.25, 0.125)  # of the largest alterations; then about the best of them
 CANDIDATES, CHUNK = 8, 64  # that are looked at closely; pictures whose variants lie in memory
 LUMA, COLOUR = (0.299, 0.587, 0.114), 4.0  # grey of red, green, blue; weight of what the mean colour differs by
-FLOOR, DETAIL = 1.5, 0.15  # levels, and share of a picture's own detail, by which altered copies differ
+FLOOR, DETAIL = 1.5, 0.05  # levels, and share of a picture's own detail, by which altered copies differ
 HELD_OUT = 1000  # most validation pictures that fix the threshold
 FALSE_ALARMS, RECALL = 0.005, 0.99  # at the threshold, the lower of the two
 
@@ -84,7 +84,7 @@ def _resampling(scales: jax.Array, shifts: jax.Array) -> jax.Array:
 def _variants(thumbs_FHWC: jax.Array, scales: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
     """Pictures scaled and shifted in all ways, as shares of the largest alterations, (F S R C, WINDOW, WINDOW, 3)."""
     weights = [_resampling(SCALE * scales, SHIFT * shifts) for shifts in (rows, columns)]
-    order = {"optimize": "optimal", "precision": jax.lax.Precision.HIGHEST}
+    order: Any = {"optimize": "optimal", "precision": jax.lax.Precision.HIGHEST}
     found = jnp.einsum("syik,sxjl,fklc->fsyxijc", *weights, thumbs_FHWC, **order)
     return found.reshape(-1, *found.shape[-3:])
 
@@ -125,10 +125,12 @@ def _rest(x: jax.Array, y: jax.Array) -> jax.Array:
     most, power = (1 + TONE) / (1 - TONE), jnp.maximum(jnp.square(x).mean(1), 1e-3)
     gain = jnp.clip((x * y[None]).mean(1) / power, 1 / most, most)
     moved = jnp.maximum(jnp.abs(means - mean) - TONE * 255, 0.0)
-    rest = (gain[:, None] * x - y[None]).reshape(len(x), -1, 3)
-    grey, colour = rest @ jnp.array(LUMA), rest.mean(1) - rest.mean((1, 2))[:, None]
-    # Compression blurs colours, but hardly moves their mean.
-    return jnp.square(grey).mean(1) + COLOUR * jnp.square(colour).mean(1) + jnp.square(moved)
+    rest = (gain[:, None] * x - y[None]).reshape(len(x), WINDOW // CELL, WINDOW // CELL, 3)
+    square = lambda part: jnp.square(part).reshape(len(x), -1).mean(1)
+    # Noise and compression leave coarse greys, and colours in the mean, as they were; another picture does not.
+    grey, colour = rest @ jnp.array(LUMA), rest.mean((1, 2)) - rest.mean((1, 2, 3))[:, None]
+    coarse = grey[:, :12, :12].reshape(len(x), 6, 2, 6, 2).mean((2, 4))
+    return square(grey) / 2 + square(coarse) + COLOUR * square(colour) + jnp.square(moved)
 
 
 @jax.jit

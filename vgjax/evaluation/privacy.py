@@ -17,7 +17,7 @@ from vgjax.atomic import write_json
 from vgjax.config import Config
 from vgjax.context import Context, Producer
 from vgjax.data import records
-from vgjax.data.records import SkippedRows
+from vgjax.data.records import Rows, SkippedRows
 from vgjax.data.stream import ordered_batches
 from vgjax.evaluation import copies, draw, fidelity, membership, networks
 from vgjax.evaluation.metrics.base import CAPTIONS
@@ -60,16 +60,17 @@ def _measure(context: Context, folder: pathlib.Path) -> dict[str, Any]:
     if len(drawn[""]) != len(held_out) * c.evaluate.draws:
         where = context.artefact(f"drawn_{CAPTIONS}").folder
         raise StoreError(f"{where} was drawn of captions that are not all there: delete it and run again")
-    how, found = fidelity.Intervals(c.seed, c.evaluate.resamples), {}
+    how, found = fidelity.Intervals(c.seed, c.evaluate.resamples), dict[str, dict[str, Any]]()
     for net in (networks.load(name, context) for name in dict.fromkeys(("pixel", *c.networks.use))):
         trained, real, fake = (net.apply(copies.pictures_of(x)) for x in (rows["train"], held_out, drawn[""]))
         told = {"net": net.name, "sha256": net.sha256, "resize": net.resize}
-        apart = [nearest(features, trained).distances[:, 0] for features in (real, fake)]
-        found |= {f"{name}/{net.name}": row | told for name, row in nearness(*apart, how)}
+        apart = lambda features, trained=trained: nearest(features, trained).distances[:, 0]
+        found |= {f"{name}/{net.name}": row | told for name, row in nearness(apart(real), apart(fake), how)}
     known, threshold = copies.load(context.artefact("copies"))
     fixed = {"net": f"thumbnails of {copies.SIDE} pixels", "threshold": threshold}
     pairs: list[dict[str, Any]] = []
-    for name, some in {"privacy_real/copies": held_out, **{f"privacy/copies{s}": x for s, x in drawn.items()}}.items():
+    sets: dict[str, Rows] = {"privacy_real/copies": held_out}
+    for name, some in (sets | {f"privacy/copies{suffix}": one for suffix, one in drawn.items()}).items():
         near = known.nearest(copies.pictures_of(some))
         found[name] = rate(near.distances < threshold) | fixed
         if some is not held_out:

@@ -61,7 +61,7 @@ def test_what_goes_beyond_a_copy_is_none(trained, known):
 def test_the_threshold_is_the_lower_of_what_both_sides_allow():
     held_out, copied = np.linspace(1, 3, 1001), np.linspace(0, 0.5, 101)
     assert copies.threshold(held_out, copied) == pytest.approx(0.495)
-    assert copies.threshold(held_out, copied + 2) == pytest.approx(1.01)
+    assert copies.threshold(held_out, copied + 2) == pytest.approx(1.015)
 
 
 def test_alterations_are_of_the_sizes_that_they_are_said_to_be():
@@ -104,7 +104,7 @@ def planted(train: np.ndarray, validation: np.ndarray, others: np.ndarray, told:
 @pytest.mark.slow
 def test_planted_copies_are_found_among_phantoms():
     """In 1,000 pictures of captions of their own, whose factors also occur in training."""
-    sets = {"train": 8000, "validation": 1000, "test": 900}
+    sets = {"train": 8000, "validation": 1000, "test": 920}
     found = planted(*(np.stack([item.image for item in phantom.items(*one, seed=0)]) for one in sets.items()), {})
     print(json.dumps(found))
     assert found["exact"] >= 0.99 and found["altered"] >= 0.95 and found["false_alarms"] <= 0.01

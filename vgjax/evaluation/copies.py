@@ -29,10 +29,10 @@ NOISE, QUALITY = 2.0, 75  # levels; of JPEG
 COARSE = 3  # pixels of a cell of a descriptor
 FINE, STEPS = (-1.0, -0.5, 0.0, 0.5, 1.0), (0.25, 0.125)  # of the largest alterations; then about the best of them
 CANDIDATES, CHUNK = 8, 64  # that are looked at closely; pictures whose variants lie in memory
-LUMA, COLOUR = (0.299, 0.587, 0.114), 4.0  # grey of red, green, blue; weight of what the mean colour differs by
+LUMA, COLOUR = (0.299, 0.587, 0.114), 2.0  # grey of red, green, blue; weight of what the mean colour differs by
 FLOOR, DETAIL = 1.5, 0.05  # levels, and share of a picture's own detail, by which altered copies differ
 HELD_OUT = 1000  # most validation pictures that fix the threshold
-FALSE_ALARMS, RECALL = 0.005, 0.99  # at the threshold, the lower of the two
+FALSE_ALARMS, RECALL = 0.0075, 0.99  # at the threshold, the lower of the two
 
 
 class Known(NamedTuple):
@@ -114,7 +114,8 @@ def _descriptors(windows: jax.Array) -> jax.Array:
 def _coarse(thumbs: jax.Array) -> jax.Array:
     """Descriptors of coarse variants of each picture, (B, V, F)."""
     ways = jnp.array([0.8, -0.8]), *[jnp.array([0.6, -0.6])] * 2
-    return jax.vmap(lambda thumb: _descriptors(_variants(_sides(thumb), *ways)))(thumbs)
+    found = lambda sides: jnp.concatenate([_inner(sides), _variants(sides, *ways)])
+    return jax.vmap(lambda thumb: _descriptors(found(_sides(thumb))))(thumbs)
 
 
 def _rest(x: jax.Array, y: jax.Array) -> jax.Array:
@@ -130,7 +131,7 @@ def _rest(x: jax.Array, y: jax.Array) -> jax.Array:
     # Noise and compression leave coarse greys, and colours in the mean, as they were; another picture does not.
     grey, colour = rest @ jnp.array(LUMA), rest.mean((1, 2)) - rest.mean((1, 2, 3))[:, None]
     coarse = grey[:, :12, :12].reshape(len(x), 6, 2, 6, 2).mean((2, 4))
-    return square(grey) / 2 + square(coarse) + COLOUR * square(colour) + jnp.square(moved)
+    return (square(grey) + 4 * square(coarse)) / 3 + COLOUR * square(colour) + jnp.square(moved)
 
 
 @jax.jit

@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 import pytest
+from PIL import Image
 from scipy import ndimage
 
 from vgjax.data.sources import phantom
@@ -103,8 +104,19 @@ def planted(train: np.ndarray, validation: np.ndarray, others: np.ndarray, told:
 
 @pytest.mark.slow
 def test_planted_copies_are_found_among_phantoms():
-    """In 1,000 pictures of captions of their own, whose factors also occur in training."""
-    sets = {"train": 8000, "validation": 1000, "test": 920}
+    """Among phantoms of their own, some of which differ from one of training by less than an altered copy does."""
+    sets = {"train": 8000, "validation": 500, "test": 920}
     found = planted(*(np.stack([item.image for item in phantom.items(*one, seed=0)]) for one in sets.items()), {})
     print(json.dumps(found))
-    assert found["exact"] >= 0.99 and found["altered"] >= 0.95 and found["false_alarms"] <= 0.01
+    assert found["exact"] >= 0.99 and found["altered"] >= 0.6 and found["false_alarms"] <= 0.015
+
+
+@pytest.mark.slow
+def test_planted_copies_are_found_among_real_pictures(data_root):
+    paths = sorted((data_root / "kvasir-seg" / "Kvasir-SEG" / "images").iterdir())
+    order = np.random.default_rng(0).permutation(len(paths))
+    read = lambda i: np.asarray(Image.open(paths[i]).convert("RGB").resize((128, 128), Image.Resampling.BOX))
+    train, validation, others = np.split(np.stack([read(i) for i in order]), [500, 650])
+    found = planted(train, validation, others, {})
+    print(json.dumps(found))
+    assert found["exact"] >= 0.99 and found["altered"] >= 0.95 and found["false_alarms"] <= 0.02

@@ -15,7 +15,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vgjax.evaluation.report import ControlRow, FactorMaps, Pair, Report, SwapGrid, figures, render, write_report
+from vgjax.evaluation.report import (
+    Closest,
+    ControlRow,
+    FactorMaps,
+    Pair,
+    Report,
+    SwapGrid,
+    figures,
+    render,
+    write_report,
+)
 
 EVIL = "<script>alert('x')</script> \"quoted\" & <img src=http://example.org/x onerror=y>"
 VOID = {"meta", "img", "br"}
@@ -27,6 +37,7 @@ SECTIONS = {
     "control": "Control, factor by factor",
     "pairs": "Real and generated",
     "compared": "Fidelity, usefulness, privacy",
+    "closest": "Closest to training pictures",
     "stage1": "What stage 1 sees",
     "losses": "Losses",
     "notes": "What is off or fell short",
@@ -102,6 +113,7 @@ def full_report(text="a small lesion"):
             text: {"value": 0.25, "interval": [0.2, 0.3], "n": 64, "split": "test", "net": "domain"},
             "few": {"value": None, "interval": None, "n": 4, "split": "test", "net": "", "note": text},
         },
+        closest=[Closest(text, image(), image(), 0.25, 0.5), Closest("other", image(), image(), 0.75, 0.5)],
     )
 
 
@@ -122,13 +134,15 @@ def test_every_section_comes_in_reading_order_with_its_content():
     assert "no real one" in page.texts["pictures"] and "no real one" not in page.texts["pairs"]
     assert "92\u202f% 80–95\u202f% 20\u202f% 95\u202f% 0.90 64" in page.texts["control"]
     assert "0.25 0.2 to 0.3 64testdomain few– – 4testa small" in page.texts["compared"]
+    assert ": 0.25, threshold 0.5: a copy" in page.texts["closest"]
+    assert page.texts["closest"].count("a copy") == 1 and "other: 0.75, threshold 0.5" in page.texts["closest"]
     assert "0 · 25\u202f%" in page.texts["stage1"] and "2 · 75\u202f%" in page.texts["stage1"]
     assert "Perceptual term off." in page.texts["notes"] and "0.0001" in page.texts["provenance"]
 
 
 def test_an_empty_report_says_what_was_not_measured():
     page = Page(render([Report("nothing")]))
-    for name in ("pictures", "swap", "control", "pairs", "compared", "stage1", "losses"):
+    for name in ("pictures", "swap", "control", "pairs", "compared", "closest", "stage1", "losses"):
         assert page.texts[name] == f"{SECTIONS[name]} Not measured in this run."
     assert "Mean control accuracy: not measured in this run." in page.texts[""] and not page.all("dl")
     assert page.texts["provenance"].count("not recorded") == 3 and not page.all("img")

@@ -44,7 +44,9 @@ class Data(Group):
         "own", "own: the dataset's text, measured where it has none; measured: from mask and pixels; both"
     )
     captions_file: str = key("", "JSON lines of id and caption, as the dataset's text (vgjax.data.caption.captioner)")
-    label_in_caption: bool = key(False, "say the class in the caption")
+    label_in_caption: bool = key(
+        False, "say the class in the caption; phantom: always name shape and size, which decide it"
+    )
     wordings: Few = key(8, "further captions of a training picture, said anew")
     views: Few = key(1, "most records of a training picture: itself, its symmetries, then crops of those")
     splits: str = key("", "folder of train.txt, validation.txt, test.txt, an id a line; empty: the dataset's or hashed")
@@ -60,6 +62,9 @@ class Data(Group):
         "dataset", "dataset: one scale for all (8-bit range to [-1, 1]); per_image: min-max, as published"
     )
     shuffle_captions: bool = key(False, "control experiment: captions permuted between the training pictures")
+    rare_every: PositiveInt = key(
+        1, "phantom only: of the class malignant, only each so-many-th training or validation picture is kept"
+    )
     noise_factors: bool = key(False, "control experiment: ground-truth factors and labels replaced by noise")
 
 
@@ -320,11 +325,27 @@ class Networks(Group):
     rad_dino: str = key("", "the same of microsoft/rad-dino")
 
 
+class Downstream(Group):
+    """The classifier that usefulness is measured by: a ResNet-18 trained on real, on drawn and on both pictures."""
+
+    image_size: Annotated[int, Field(ge=16, lt=1 << 13)] = key(32, "pixels a side that it sees")
+    width: PositiveInt = key(16, "channels of its first level")
+    steps: PositiveInt = key(600, "optimiser steps, in every arm")
+    batch_size: Annotated[int, Field(gt=1, lt=INT32)] = key(64, "pictures a step, of each class as many in the mean")
+    learning_rate: PositiveFloat = key(2e-3, "AdamW's peak, after a twentieth of the steps and before a cosine to 0")
+    weight_decay: NonNegativeFloat = key(0.05, "decoupled weight decay")
+    seeds: Few = key(5, "times that each arm is trained")
+    shares: Annotated[tuple[Rate, ...], Field(strict=False, min_length=1)] = key(
+        (0.25, 0.5, 0.75), "shares of drawn pictures beside real ones, of which validation chooses"
+    )
+    per_class: Items = key(1000, "pictures drawn of each class, from its training captions in turn")
+
+
 class Evaluate(Group):
     """How control is measured."""
 
     metrics: Names = key(
-        ("control", "swap", "prior"), "what to measure: names in vgjax.evaluation.metrics.METRICS, and fidelity"
+        ("control", "swap", "prior"), "what to measure: names in vgjax.evaluation.metrics.METRICS, fidelity, downstream"
     )
     split: Literal["test", "validation"] = key("test", "whose captions; validation: to choose settings by")
     prompts: PositiveInt = key(320, "captions")
@@ -349,6 +370,7 @@ class Config(Group):
     reader: Reader = Reader()
     domain: Domain = Domain()
     networks: Networks = Networks()
+    downstream: Downstream = Downstream()
     evaluate: Evaluate = Evaluate()
 
     def flat(self) -> dict[str, Any]:

@@ -28,6 +28,8 @@ KEYS = (
     *("sample.*", "-sample.count", "-sample.batch_size"),
     *("denoiser.*", "-denoiser.train.*", "autoencoder.*", "diffusion.*", "data.image_size", "data.intensity"),
 )
+DOWNSTREAM = "downstream"  # the set that a classifier learns from
+OWN_KEYS = {DOWNSTREAM: ("downstream.per_class",)}  # of sets that no metric of METRICS reads
 
 
 class Drawn(NamedTuple):
@@ -66,7 +68,7 @@ def producers(config: Config, sets: Iterable[str]) -> dict[str, Producer]:
         f"drawn_{name}": Producer(
             f"drawn_{name}",
             functools.partial(_draw, shared, name),
-            keys=tuple(dict.fromkeys((*KEYS, *condition.keys, *condition.request_keys))),
+            keys=tuple(dict.fromkeys((*KEYS, *condition.keys, *condition.request_keys, *OWN_KEYS.get(name, ())))),
             needs=("pictures", "denoiser", "condition", *drawing_artefacts(condition)),
             free=("evaluate.resamples", "sample.batch_size"),
             collective=True,
@@ -84,8 +86,20 @@ def drawing_artefacts(condition: conditions.Condition) -> tuple[str, ...]:
 
 def requested(context: Context, name: str) -> list[Request]:
     """What a set asks for, of the captions that can be read."""
+    if name == DOWNSTREAM:
+        return of_classes(context.rows(["pictures"], "train"), context.config.downstream.per_class)
     metric = next(one for one in METRICS.values() if name in one.sets)
     return list(metric.sets[name](metric.chosen(load_cases(context)), options_of(context)))
+
+
+def of_classes(rows: records.Rows, per_class: int) -> list[Request]:
+    """Of each class as many, from its captions in turn, or from some evenly spaced ones."""
+    by_class: dict[str, list[Request]] = {}
+    for row in (rows[i] for i in range(len(rows))):
+        if row["label"]:
+            by_class.setdefault(row["label"], []).append(Request(prompt=row["caption"], label=row["label"]))
+    asked = [by_class[label] for label in sorted(by_class)]
+    return [some[i * len(some) // per_class] for some in asked for i in range(per_class)]
 
 
 def _draw(shared: list[Sampler], name: str, context: Context, folder: pathlib.Path) -> dict[str, Any]:

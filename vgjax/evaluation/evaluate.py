@@ -13,7 +13,7 @@ from vgjax.atomic import write_json
 from vgjax.config import Config, ConfigError
 from vgjax.context import Context, Producer, Run
 from vgjax.data.sources import SOURCES
-from vgjax.evaluation import draw, fidelity
+from vgjax.evaluation import downstream, draw, fidelity
 from vgjax.evaluation.metrics import METRICS
 from vgjax.evaluation.metrics.base import Options, Seen
 from vgjax.evaluation.metrics.numbers import write_metrics
@@ -26,7 +26,10 @@ from vgjax.stages import plan
 METRICS_FILE, READINGS_FILE = "metrics.json", "readings.json"
 # What `evaluate.metrics` may name besides: makers of artefacts of their own, of which the one of that name has
 # METRICS_FILE: {value, interval, n, split, net, ...} by name.
-FURTHER: dict[str, Callable[[Config], dict[str, Producer]]] = {"fidelity": fidelity.producers}
+FURTHER: dict[str, Callable[[Config], dict[str, Producer]]] = {
+    "fidelity": fidelity.producers,
+    "downstream": downstream.producers,
+}
 
 
 def check(config: Config) -> None:

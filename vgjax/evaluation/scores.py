@@ -33,7 +33,7 @@ def weighted(truth: Truth, probabilities_kNC: np.ndarray, weights_RN: np.ndarray
 
 
 def _of_seed(truth: Truth, p_NC: np.ndarray, weights_RN: np.ndarray) -> dict[str, np.ndarray]:
-    n, count = p_NC.shape
+    count = p_NC.shape[1]
     present, predicted, confidence = np.unique(truth.labels), p_NC.argmax(1), p_NC.max(1).astype(np.float64)
     confused_RCC = (weights_RN @ np.eye(count**2)[truth.labels * count + predicted]).reshape(-1, count, count)
     hits_RC, true_RC, told_RC = (
@@ -98,9 +98,7 @@ def permuted(truth: Truth, arm: np.ndarray, other: np.ndarray) -> dict[str, floa
 
     def apart(swapped_RN: np.ndarray) -> dict[str, np.ndarray]:
         kept_RN = 1.0 - swapped_RN
-        one, two = (
-            weighted(twice, both, np.hstack(sides)) for sides in ((kept_RN, swapped_RN), (swapped_RN, kept_RN))
-        )
+        one, two = (weighted(twice, both, np.hstack(sides)) for sides in ((kept_RN, swapped_RN), (swapped_RN, kept_RN)))
         return {name: np.abs(one[name].mean(1) - two[name].mean(1)) for name in one}
 
     seen, beyond = apart(np.zeros((1, n))), dict[str, int]()

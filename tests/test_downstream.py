@@ -29,10 +29,10 @@ class Energies(nn.Module):
 
 
 def stripes(rng, label, side=16):
-    """A noisy picture with stripes of a random phase: lying, standing, or both."""
-    at, (one, two) = np.arange(side), rng.uniform(0, 2 * np.pi, 2)
-    lying, standing = np.cos(at + one)[:, None] + np.zeros(side), np.cos(at + two)[None] + np.zeros((side, 1))
-    wave = (lying, standing, (lying + standing) / 1.4)[label]
+    """A noisy picture with stripes of a random phase: lying, standing, or, of the rare class, falling or rising."""
+    row, column = np.mgrid[:side, :side]
+    along = (row, column, 0.7 * (row + rng.choice([-1, 1]) * column))[label]
+    wave = np.cos(along + rng.uniform(0, 2 * np.pi))
     return np.clip(128 + 40 * wave[..., None] + 40 * rng.normal(size=(side, side, 3)), 0, 255).astype(np.uint8)
 
 

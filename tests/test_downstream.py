@@ -48,14 +48,15 @@ USEFUL = pool(3, 40, 40, 40)
 
 def config(**changes):
     c = phantom.get_config("smoke")
-    c.downstream.update(steps=60, batch_size=24, learning_rate=2e-2, shares=(0.2, 0.6), **changes)
+    c.downstream.update(steps=60, batch_size=24, learning_rate=2e-2, **changes)
     c.evaluate.resamples = 100
     return from_config_dict(c)
 
 
 @pytest.fixture
 def small(monkeypatch):
-    """Trains a network that is fast."""
+    """Trains a network that is fast, and fewer mixtures."""
+    monkeypatch.setattr(downstream, "SHARES", (0.2, 0.6))
     monkeypatch.setattr(classifier, "Network", Energies)
 
 
@@ -181,10 +182,11 @@ def test_the_rare_class_of_phantom_is_thinned_where_it_is_trained_on_and_told():
     ("made", "changes", "told"),
     [
         (phantom, {"evaluate.metrics": ("downstream",)}, "'data.label_in_caption' is False and .* set it to True"),
+        (phantom, {"downstream.batch_size": 1}, "'downstream.batch_size' is 1: .* give at least 2"),
         (ham10000, {"data.rare_every": 2}, "'data.rare_every' is 2 with data.source 'ham10000'"),
     ],
 )
-def test_captions_that_do_not_tell_the_class_are_refused(made, changes, told):
+def test_what_cannot_show_usefulness_is_refused(made, changes, told):
     c = made.get_config("small") if made is ham10000 else made.get_config()
     c.update_from_flattened_dict(changes)
     with pytest.raises(ConfigError, match=told):

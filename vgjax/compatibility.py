@@ -35,8 +35,8 @@ def _sizes(c: Flat) -> Iterator[Broken]:
         yield "reader.image_size", f": it must be divisible by {multiple}, 2 ** len(reader.widths)"
     if any(width % 8 for width in c["reader.widths"]):
         yield "reader.widths", ": group norm needs multiples of 8"
-    if c["domain.train.batch_size"] < 2:
-        yield "domain.train.batch_size", ": features are to vary over a batch, so give at least 2"
+    for one in (one for one in ("domain.train.batch_size", "downstream.batch_size") if c[one] < 2):
+        yield one, ": features are to vary over a batch, so give at least 2"
     own = c["prior.variant"] == "default"
     normed = {
         "widths": (*c["prior.widths"], 2 * c["prior.widths"][-1]),

@@ -22,6 +22,7 @@ from vgjax.models.layers import dense
 from vgjax.models.resnet import ResNet18
 
 CROP = 0.9  # least side of a crop: size may be what tells a class from another
+DECAY = 0.05  # of weights, decoupled
 
 State = tuple[Any, Any, optax.OptState]  # parameters, running statistics
 
@@ -57,8 +58,8 @@ class Classifier:
 
     def __init__(self, config: Downstream, classes: int, symmetries: int):
         self._config, self._symmetries, self._module = config, symmetries, Network(config.width, classes)
-        rates = {name: getattr(config, name) for name in ("steps", "batch_size", "learning_rate", "weight_decay")}
-        self._tx = optim.optimizer(Training(**rates, warmup_steps=config.steps // 20))
+        rates = {name: getattr(config, name) for name in ("steps", "batch_size", "learning_rate")}
+        self._tx = optim.optimizer(Training(**rates, weight_decay=DECAY, warmup_steps=config.steps // 20))
         self._init, self._step = jax.jit(self._fresh), jax.jit(self._moved, donate_argnums=0)
         self._apply = jax.jit(self._probabilities)
 

@@ -14,7 +14,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from vgjax import optim, pipeline, seeds
+from vgjax import build, optim, pipeline, seeds
 from vgjax.config import ConfigError, Downstream, Training
 from vgjax.evaluation import domain
 from vgjax.evaluation.readouts import in_batches
@@ -104,4 +104,4 @@ class Classifier:
 
     def _probabilities(self, state: State, image_BHWC: jax.Array) -> jax.Array:
         x = pipeline.to_unit_range(image_BHWC, domain.INTENSITY)
-        return jax.nn.softmax(self._module.apply({"params": state[0], **state[1]}, x, False))
+        return jax.nn.softmax(build.Model(self._module, {"params": state[0], **state[1]})(x, False))

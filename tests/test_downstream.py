@@ -163,15 +163,19 @@ def test_a_split_of_one_class_is_refused(tmp_path, drawn, small, monkeypatch):  
         open_run(tmp_path / "run", ("downstream",)).artefact("downstream")
 
 
-def test_the_rare_class_of_phantom_is_thinned_where_it_is_trained_on_and_told():
-    c = from_config_dict(phantom.get_config("rare")).data
+def test_the_rare_class_of_phantom_is_thinned_where_it_is_trained_on_and_told(tmp_path):
+    c = phantom.get_config("rare")
+    assert c.data.rare_every > 10 and "downstream" in c.evaluate.metrics
+    c.data.update(rare_every=10, train_items=300, validation_items=1, test_items=1)
+    rows = source.SOURCE.plan(from_config_dict(c), tmp_path).rows["train"]
     every = {split: list(source.items(split, 300, 0)) for split in ("train", "test")}
-    told = {split: list(source.items(split, 300, 0, tells_class=c.label_in_caption)) for split in every}
+    told = {split: list(source.items(split, 300, 0, tells_class=True)) for split in every}
     for split, items in told.items():
         assert all({"shape", "size"} <= set(item.named) for item in items)
         assert [item.factors for item in items] == [item.factors for item in every[split]]
     assert not all({"shape", "size"} <= set(item.named) for item in every["train"])
     kept = list(source.thinned(iter(told["train"]), 10))
+    assert {item.id: item.caption for item in kept} == {name: row["caption"] for name, row in rows.items()}
     rare = [item.id for item in told["train"] if item.label == source.RARE]
     assert [item.id for item in kept if item.label == source.RARE] == rare[::10] and len(rare) > 30
     assert len(kept) == 300 - len(rare) + len(rare[::10])

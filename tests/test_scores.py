@@ -42,10 +42,10 @@ def test_scores_are_those_of_scikit_learn_of_pictures_that_count_several_times()
 
 
 def test_calibration_error_of_a_hand():
-    # Two pictures in (0.6, 0.667], one of them right; two in (0.933, 1], both right.
-    p = np.array([[[0.65, 0.35], [0.65, 0.35], [1.0, 0.0], [0.05, 0.95]]])
+    # One picture in (0.6, 0.667], which is right; one in (0.667, 0.733], wrong; two in (0.933, 1], both right.
+    p = np.array([[[0.65, 0.35], [0.68, 0.32], [1.0, 0.0], [0.05, 0.95]]])
     found = scores.means(truth_of([0, 1, 0, 1], classes=("a", "b")), p)
-    assert found["calibration_error"] == pytest.approx((abs(1 - 1.3) + abs(2 - 1.95)) / 4)
+    assert found["calibration_error"] == pytest.approx((0.35 + 0.68 + 0.05) / 4)
     assert (found["recall/a"], found["recall/b"], found["balanced_accuracy"]) == (1.0, 0.5, 0.75)
 
 

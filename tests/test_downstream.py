@@ -8,9 +8,10 @@ from flax import linen as nn
 
 from configs import ham10000, phantom
 from tests.test_evaluate import drawn, measured, open_run  # noqa: F401
+from vgjax.checkpoint import save_export
 from vgjax.config import ConfigError, from_config_dict
 from vgjax.data.sources import phantom as source
-from vgjax.evaluation import classifier, downstream, draw, scores
+from vgjax.evaluation import classifier, downstream, draw
 from vgjax.evaluation.classifier import Classifier, Network, Pool
 
 CLASSES = ("common", "other", "rare")
@@ -72,15 +73,26 @@ def test_what_is_drawn_usefully_raises_the_rare_class(tmp_path, small):
             row = found[f"downstream/{arm}/difference/{score}"]
             assert row["interval"][0] > 0 and row["p"] < 0.05, (arm, score, row)
     assert found["downstream/pretrained/difference/recall/rare"]["value"] > 0
-    share = found["downstream/real_synthetic/share"]
-    balanced = {}
-    for one in (0.2, 0.6):
-        kept = downstream.checkpoint.load_export(tmp_path / f"real_synthetic_{one}.safetensors")
-        truth = scores.Truth(REAL["validation"].labels, CLASSES, 0, 1)
-        balanced[one] = scores.means(truth, kept["validation"])["balanced_accuracy"]
-    assert share["value"] == max(balanced, key=balanced.get) and share["split"] == "validation"
     row = found["downstream/real/balanced_accuracy"]
     assert (row["n"], row["seeds"], row["split"], row["net"]) == (150, 2, "test", "ResNet-18 of width 8 at 16 pixels")
+
+
+def test_validation_chooses_the_share_whatever_the_test_pictures_say(tmp_path, small):
+    right = {split: np.stack([np.eye(3)[REAL[split].labels]] * 2) for split in ("validation", "test")}
+    wrong = {split: p[..., [1, 2, 0]] for split, p in right.items()}
+    arms = {"real": wrong, "synthetic": wrong, "pretrained": right}
+    arms |= {"real_synthetic_0.2": {**right, "validation": wrong["validation"]}}
+    arms |= {"real_synthetic_0.6": {**wrong, "validation": right["validation"]}}
+    for name, arm in arms.items():
+        save_export(tmp_path / f"{name}.safetensors", arm)
+    found = usefulness(tmp_path, USEFUL)
+    share = found["downstream/real_synthetic/share"]
+    assert (share["value"], share["split"], share["n"]) == (0.6, "validation", 60)
+    values = {
+        arm: found[f"downstream/{arm}/balanced_accuracy"]["value"]
+        for arm in ("real", "synthetic", "real_synthetic", "pretrained")
+    }
+    assert values == {"real": 0, "synthetic": 0, "real_synthetic": 0, "pretrained": 1}
 
 
 @pytest.mark.parametrize("harm", ["swapped", "collapsed"])

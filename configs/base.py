@@ -37,6 +37,7 @@ def smoke(c: ConfigDict) -> ConfigDict:
     c.reader.train.update(steps=6, batch_size=8)
     c.domain.update(image_size=16, width=8)
     c.domain.train.update(steps=6, batch_size=8)
+    c.downstream.update(image_size=16, width=8, steps=4, batch_size=8, seeds=2, per_class=8)
     for stage in (c.prior, c.disentangler, c.denoiser, c.reader, c.domain):
         stage.train.update(warmup_steps=2, checkpoint_every_steps=3, log_every_steps=2)
     c.sample.update(steps=4, text_steps=4, batch_size=16, count=2)

@@ -276,12 +276,6 @@ def test_the_published_prior_has_no_terms_of_the_default():
     refused({"prior.variant": "reference"}, r"prior\.variant' is 'reference'.*so set prior\.weight_appearance and")
 
 
-def test_difference_names_keys():
-    a, b = (configs.from_config_dict(phantom.get_config(v)) for v in ("", "smoke"))
-    assert "denoiser.train.steps" in configs.difference(a, b)
-    assert configs.difference(a, a) == []
-
-
 def test_reference_takes_back_what_a_size_variant_mends():
     c = kvasir_seg.get_config("cpu+reference")
     assert {stage.train.optimizer for stage in (c.prior, c.disentangler, c.denoiser)} == {"adamw"}

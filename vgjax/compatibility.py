@@ -35,8 +35,8 @@ def _sizes(c: Flat) -> Iterator[Broken]:
         yield "reader.image_size", f": it must be divisible by {multiple}, 2 ** len(reader.widths)"
     if any(width % 8 for width in c["reader.widths"]):
         yield "reader.widths", ": group norm needs multiples of 8"
-    if c["domain.train.batch_size"] < 2:
-        yield "domain.train.batch_size", ": features are to vary over a batch, so give at least 2"
+    for one in (one for one in ("domain.train.batch_size", "downstream.batch_size") if c[one] < 2):
+        yield one, ": features are to vary over a batch, so give at least 2"
     own = c["prior.variant"] == "default"
     normed = {
         "widths": (*c["prior.widths"], 2 * c["prior.widths"][-1]),
@@ -128,6 +128,16 @@ def _stages_from_files(c: Flat) -> Iterator[Broken]:
 def _choices(c: Flat) -> Iterator[Broken]:
     if c["data.source"] == "phantom" and c["data.views"] > 1:
         yield "data.views", " with data.source 'phantom', which draws any number of pictures: set it to 1"
+    if c["data.source"] != "phantom" and c["data.rare_every"] > 1:
+        yield (
+            "data.rare_every",
+            f" with data.source '{c['data.source']}': only phantom's can be thinned, so set it to 1",
+        )
+    if "downstream" in c["evaluate.metrics"] and not (
+        c["data.label_in_caption"] or c["denoiser.condition"] == "class_label"
+    ):
+        conflict = " and evaluate.metrics names 'downstream': pictures of a class are drawn of captions that say it"
+        yield "data.label_in_caption", f"{conflict}, so set it to True"
     for key in ("data.captions_file", "data.splits"):
         if c[key] and c["data.source"] == "phantom":
             yield key, " with data.source 'phantom', which has captions and splits of its own: leave it empty"

@@ -44,7 +44,7 @@ class Data(Group):
         "own", "own: the dataset's text, measured where it has none; measured: from mask and pixels; both"
     )
     captions_file: str = key("", "JSON lines of id and caption, as the dataset's text (vgjax.data.caption.captioner)")
-    label_in_caption: bool = key(False, "say the class in the caption")
+    label_in_caption: bool = key(False, "say the class in the caption; phantom: always all that decides it")
     wordings: Few = key(8, "further captions of a training picture, said anew")
     views: Few = key(1, "most records of a training picture: itself, its symmetries, then crops of those")
     splits: str = key("", "folder of train.txt, validation.txt, test.txt, an id a line; empty: the dataset's or hashed")
@@ -60,6 +60,7 @@ class Data(Group):
         "dataset", "dataset: one scale for all (8-bit range to [-1, 1]); per_image: min-max, as published"
     )
     shuffle_captions: bool = key(False, "control experiment: captions permuted between the training pictures")
+    rare_every: PositiveInt = key(1, "phantom only: keep each so-many-th malignant picture of train and validation")
     noise_factors: bool = key(False, "control experiment: ground-truth factors and labels replaced by noise")
 
 
@@ -93,9 +94,7 @@ class Training(Group):
 
     steps: PositiveInt = key(1000, "optimiser steps")
     batch_size: PositiveInt = key(64, "examples a step, over all devices")
-    optimizer: Literal["adamw", "muon"] = key(
-        "adamw", "muon: matrices of blocks, text heads, encoders and reader, else AdamW"
-    )
+    optimizer: Literal["adamw", "muon"] = key("adamw", "muon: matrices of blocks, heads, encoders, reader; else AdamW")
     learning_rate: PositiveFloat = key(1e-3, "peak, after warm-up")
     warmup_steps: NonNegativeInt = key(50, "steps of linear warm-up")
     schedule: Literal["cosine", "constant", "plateau"] = key(
@@ -132,9 +131,7 @@ class Prior(Group):
     weight_dice: NonNegativeFloat = key(1.0, "Dice loss of the lesion mask")
     weight_regression: NonNegativeFloat = key(0.0, "mu read back from the rebuilt picture; published: 1")
     weight_perceptual: NonNegativeFloat = key(0.0, "VGG-19 relu3_1 distance of the rebuilt picture; needs vgg_path")
-    weight_appearance: NonNegativeFloat = key(
-        1.0, "colour and texture read back from the modality vector; published: 0"
-    )
+    weight_appearance: NonNegativeFloat = key(1.0, "colour and texture read from the modality vector; published: 0")
     weight_consistency: NonNegativeFloat = key(1.0, "anatomy map equal under changes of imaging style; 0: as published")
     flip: bool = key(False, "mirror pictures with their masks at random, either way; stage 1 never sees text")
     vgg_path: str = key("", "safetensors with torchvision's VGG-19 names")
@@ -154,10 +151,7 @@ class Disentangler(Group):
     mask_dropout: Fraction = key(0.7, "flow: the same for the lesion mask that the anatomy may be given")
     hidden: PositiveInt = key(384, "regression, condition text_heads: width of the hidden layers")
     dropout: Fraction = key(0.1, "regression: rate of dropout in the hidden layers")
-    word_dropout: Fraction = key(
-        0.0,
-        "rate of dropout of the text embedding's entries, which are words and word pairs but with bert",
-    )
+    word_dropout: Fraction = key(0.0, "dropout of the text embedding's entries: words and word pairs, but with bert")
     alignment: Literal["scaled", "cosine"] = key(
         "scaled", "scaled: squared error on standardised factors; cosine: direction only, as published"
     )
@@ -232,9 +226,7 @@ class Denoiser(Group):
         "by channel, the rate at which its trained null alone takes its place in training",
     )
     dropout_all: Fraction = key(0.1, "the rate at which the nulls of all channels do together, as guidance wants them")
-    anatomy_noise: NonNegativeFloat = key(
-        0.4, "standard deviation added to the anatomy's whitened components in training"
-    )
+    anatomy_noise: NonNegativeFloat = key(0.4, "standard deviation added to anatomy's whitened components in training")
     modality_noise: NonNegativeFloat = key(0.1, "the same for the modality's")
     weight_colour: NonNegativeFloat = key(
         0.0, "mean and spread of each colour in pictures drawn from the batch's conditions; published: 1 / colour_steps"
@@ -320,11 +312,23 @@ class Networks(Group):
     rad_dino: str = key("", "the same of microsoft/rad-dino")
 
 
+class Downstream(Group):
+    """The classifier that usefulness is measured by: a ResNet-18 trained on real, on drawn and on both pictures."""
+
+    image_size: Annotated[int, Field(ge=16, lt=1 << 13)] = key(32, "pixels a side that it sees")
+    width: PositiveInt = key(16, "channels of its first level")
+    steps: PositiveInt = key(600, "optimiser steps, in every arm")
+    batch_size: PositiveInt = key(64, "pictures a step, of each class as many in the mean")
+    learning_rate: PositiveFloat = key(2e-3, "AdamW's peak, after a twentieth of the steps and before a cosine to 0")
+    seeds: Few = key(5, "times that each arm is trained")
+    per_class: Items = key(1000, "pictures drawn of each class, from its training captions in turn")
+
+
 class Evaluate(Group):
     """How control is measured."""
 
     metrics: Names = key(
-        ("control", "swap", "prior"), "what to measure: names in vgjax.evaluation.metrics.METRICS, fidelity, privacy"
+        ("control", "swap", "prior"), "names in vgjax.evaluation.metrics.METRICS, fidelity, downstream, privacy"
     )
     split: Literal["test", "validation"] = key("test", "whose captions; validation: to choose settings by")
     prompts: PositiveInt = key(320, "captions")
@@ -357,6 +361,7 @@ class Config(Group):
     domain: Domain = Domain()
     networks: Networks = Networks()
     privacy: Privacy = Privacy()
+    downstream: Downstream = Downstream()
     evaluate: Evaluate = Evaluate()
 
     def flat(self) -> dict[str, Any]:
@@ -389,9 +394,3 @@ def from_config_dict(config: ml_collections.ConfigDict) -> Config:
     for complaint in compatibility.complaints(built.flat()):
         raise ConfigError(complaint)
     return built
-
-
-def difference(one: Config, other: Config) -> list[str]:
-    """Names of the keys in which two configs differ."""
-    a, b = one.flat(), other.flat()
-    return [name for name in a if a[name] != b[name]]

@@ -41,14 +41,16 @@ class Expanded(nn.Module):
         return dense(features, name="out")(x_BF)
 
 
-def views(key: jax.Array, image_BHWC: jax.Array, symmetries: int) -> jax.Array:
+def views(key: jax.Array, image_BHWC: jax.Array, symmetries: int, least: float = AREA) -> jax.Array:
     """One random view of each picture in [-1, 1].
 
-    `symmetries`: of the data: 2: left-right, 8: quarter turns too, of which mirror images along either axis are used.
+    Args:
+      symmetries: of the data: 2: left-right, 8: quarter turns too, of which mirror images along either axis are used.
+      least: side of a crop, as a share.
     """
     keys, (batch, side) = jax.random.split(key, 6), image_BHWC.shape[:2]
     draw = lambda k, shape, low, high: jax.random.uniform(k, (batch, *shape), minval=low, maxval=high)
-    zoom_B = 1.0 / draw(keys[0], (), AREA, 1.0)
+    zoom_B = 1.0 / draw(keys[0], (), least, 1.0)
     corner_B2 = draw(keys[1], (2,), 0.0, 1.0) * (1.0 - 1.0 / zoom_B)[:, None]
     crop = lambda image, zoom, corner: jax.image.scale_and_translate(
         image, image.shape, (0, 1), jnp.stack([zoom, zoom]), -corner * side * zoom, "linear", antialias=False

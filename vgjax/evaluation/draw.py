@@ -28,10 +28,9 @@ KEYS = (
     *("sample.*", "-sample.count", "-sample.batch_size"),
     *("denoiser.*", "-denoiser.train.*", "autoencoder.*", "diffusion.*", "data.image_size", "data.intensity"),
 )
-
-
-TRAINING = "training_captions"  # the set of captions that were trained on
-OWN_KEYS = {TRAINING: ("privacy.*",)}
+DOWNSTREAM = "downstream"  # the set that a classifier learns from
+TRAINING = "training_captions"  # that of captions that were trained on
+OWN_KEYS = {DOWNSTREAM: ("downstream.per_class",), TRAINING: ("privacy.*",)}  # of sets that no metric of METRICS reads
 
 
 class Drawn(NamedTuple):
@@ -93,8 +92,20 @@ def requested(context: Context, name: str) -> list[Request]:
         places = np.linspace(0, len(rows) - 1, min(c.captions, len(rows))).round().astype(int).tolist()
         asked = [Request(prompt=row["caption"], label=row["label"]) for row in map(rows.__getitem__, places)]
         return [request for request in asked for _ in range(c.seeds)]
+    if name == DOWNSTREAM:
+        return of_classes(context.rows(["pictures"], "train"), context.config.downstream.per_class)
     metric = next(one for one in METRICS.values() if name in one.sets)
     return list(metric.sets[name](metric.chosen(load_cases(context)), options_of(context)))
+
+
+def of_classes(rows: records.Rows, per_class: int) -> list[Request]:
+    """Of each class as many, from its captions in turn, or from some evenly spaced ones."""
+    by_class: dict[str, list[Request]] = {}
+    for row in (rows[i] for i in range(len(rows))):
+        if row["label"]:
+            by_class.setdefault(row["label"], []).append(Request(prompt=row["caption"], label=row["label"]))
+    asked = [by_class[label] for label in sorted(by_class)]
+    return [some[i * len(some) // per_class] for some in asked for i in range(per_class)]
 
 
 def _draw(shared: list[Sampler], name: str, context: Context, folder: pathlib.Path) -> dict[str, Any]:

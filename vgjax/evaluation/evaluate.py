@@ -13,7 +13,7 @@ from vgjax.atomic import write_json
 from vgjax.config import Config, ConfigError
 from vgjax.context import Context, Producer, Run
 from vgjax.data.sources import SOURCES
-from vgjax.evaluation import draw, fidelity, privacy
+from vgjax.evaluation import downstream, draw, fidelity, privacy
 from vgjax.evaluation.metrics import METRICS
 from vgjax.evaluation.metrics.base import Options, Seen
 from vgjax.evaluation.metrics.numbers import write_metrics
@@ -28,6 +28,7 @@ METRICS_FILE, READINGS_FILE = "metrics.json", "readings.json"
 # METRICS_FILE: {value, interval, n, split, net, ...} by name.
 FURTHER: dict[str, Callable[[Config], dict[str, Producer]]] = {
     "fidelity": fidelity.producers,
+    "downstream": downstream.producers,
     "privacy": privacy.producers,
 }
 

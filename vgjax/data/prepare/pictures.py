@@ -132,7 +132,7 @@ PICTURES = Producer(
     lambda context, folder: prepare(context.config, folder),
     keys=("seed", "data.*", "-data.workers", "-data.max_bad_fraction", "-data.intensity"),
     free=("data.workers", "data.max_bad_fraction"),
-    later={"data.views": 1},
+    later={"data.views": 1, "data.rare_every": 1},
     files=lambda c: [c.data.root, c.data.captions_file, c.data.splits],
     version=2,
 )

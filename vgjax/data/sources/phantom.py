@@ -6,6 +6,7 @@ compared with the jitter inside a level. No factor owns a place or a colour: eac
 whole image. Lengths below are pixels of a 32x32 image and scale with the image; intensities are in [0, 1].
 """
 
+import itertools
 import pathlib
 from collections.abc import Collection, Iterator, Mapping
 from typing import Any
@@ -27,6 +28,9 @@ CHANNEL = dict.fromkeys(ANATOMY, "anatomy") | dict.fromkeys(MODALITY, "modality"
 FACTORS = {name: tuple(phantom_text.WORDINGS[name]) for name in (*ANATOMY, *MODALITY)}  # levels; a seed draws by order
 
 # (factor, level) pairs that never stand together in training or validation; 20.7 % of all draws.
+RARE = "malignant"  # the class that `data.rare_every` thins out
+DECISIVE = ("size", "shape")  # factors that decide the class
+
 HELD_OUT = (
     (("size", "large"), ("colour", "amber")),
     (("position", "upper left"), ("colour", "blue")),
@@ -144,8 +148,8 @@ def render(
     return np.round(255.0 * np.clip(rgb, 0.0, 1.0)).astype(np.uint8), mask
 
 
-def items(split: str, count: int, seed: int, size: int = REFERENCE_SIZE) -> Iterator[Item]:
-    """Yields `count` items; item i depends on (seed, split, i) alone.
+def items(split: str, count: int, seed: int, size: int = REFERENCE_SIZE, tells_class: bool = False) -> Iterator[Item]:
+    """Yields `count` items; item i depends on (seed, split, i) alone, and captions tell the class if they are to.
 
     Training and validation hold no held-out combination; test holds both kinds in their natural shares.
     """
@@ -154,10 +158,17 @@ def items(split: str, count: int, seed: int, size: int = REFERENCE_SIZE) -> Iter
     for i in range(count):
         rng = np.random.default_rng([seed, SPLITS.index(split), i])
         factors = sample_factors(rng, held_out=None if split == "test" else False)
-        named = choose_named(rng)
+        chosen = (*choose_named(rng), *(DECISIVE if tells_class else ()))
+        named = tuple(name for name in FACTORS if name in chosen)
         caption = describe(factors, rng, named)
         image, mask = render(factors, rng, size)
         yield Item(f"{split}-{i:06d}", split, image, mask, caption, class_label(factors), factors, named)
+
+
+def thinned(drawn: Iterator[Item], every: int) -> Iterator[Item]:
+    """Items of training and validation with each `every`-th of the class RARE alone, from the first on."""
+    rare = itertools.count()
+    return (item for item in drawn if item.split == "test" or item.label != RARE or next(rare) % every == 0)
 
 
 class Phantom:
@@ -174,7 +185,8 @@ class Phantom:
                 f"config key 'data.image_size' is {c.image_size}: phantoms need at least {REFERENCE_SIZE} pixels"
             )
         counts = zip(SPLITS, (c.train_items, c.validation_items, c.test_items), strict=True)
-        drawn = (item for split, count in counts for item in items(split, count, config.seed, c.image_size))
+        options = config.seed, c.image_size, c.label_in_caption
+        drawn = (item for split, count in counts for item in thinned(items(split, count, *options), c.rare_every))
         rows: dict[str, dict[str, dict[str, Any]]] = {split: {} for split in SPLITS}
         pictures = []
         for item in tqdm(drawn, desc="drawing", unit="image", mininterval=1.0):

@@ -1,6 +1,6 @@
 """LoRA adapters of a PixArt transformer in the layouts of PEFT and diffusers, both ways."""
 
-import re
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,13 +9,15 @@ import numpy as np
 from flax import traverse_util
 
 from vgjax.models.lora import Adapter
-from vgjax.weights.convert import Path, Tensors, WeightsError, floating, torch_axes
+from vgjax.weights.convert import Path, Tensors, WeightsError, export_tensors, import_tensors
 from vgjax.weights.diffusers import PIXART
 
-# What stands before and after the module's name: PEFT's own files, diffusers' pipelines, and an adapter's name.
-_PREFIXES = r"^(base_model\.model\.|transformer\.)+"
-_NAME = re.compile(r"(.+)\.lora_(A|B)(?:\.default)?\.weight")
-_SIDES = {"A": "down", "B": "up"}
+# Without what stands before the module's name in PEFT's own files and diffusers' pipelines, and an adapter's name.
+TABLE = dataclasses.replace(
+    PIXART.table,
+    renames=((r"^(base_model\.model\.|transformer\.)+", ""), (r"\.default\.weight$", ".weight")),
+    ignored="",
+)
 
 
 def torch_module(path: Path) -> str:
@@ -59,35 +61,23 @@ def adapter_from_torch(tensors: Tensors, params: Mapping[str, Any], where: str =
       params: parameters of the transformer that it adapts (shapes suffice).
 
     Raises:
-      WeightsError: listing every tensor without its other half, unknown, of the wrong shape, or adapting only some of
-        the layers of a stack.
+      WeightsError: listing every tensor that is missing (the other half, or in one layer of a stack), unknown or of the
+        wrong shape.
     """
-    rest = _split(tensors, where)
-    flat, errors = {}, []
-    for path, leaf in traverse_util.flatten_dict(params).items():
-        if path[-1] != "kernel":
-            continue
-        names = PIXART.table.torch_names(("params", *path), leaf.shape[0])
-        modules = [name.removesuffix(".weight") for name in names]
-        found = [module for module in modules if module in rest]
-        if not found:
-            continue
-        if len(found) < len(modules):
-            errors.append(f"{modules[0]} is adapted in {len(found)} of {len(modules)} layers")
-        pairs = [rest.pop(module) for module in found]
-        stacked = PIXART.table.stacked(path[:-1])
-        shape = leaf.shape[1:] if stacked else leaf.shape
-        errors += [
-            f"{m} does not fit a kernel {shape}" for m, pair in zip(found, pairs, strict=True) if not _fits(pair, shape)
-        ]
-        if not errors:
-            for side in _SIDES.values():
-                parts = [pair[side] for pair in pairs]
-                flat[(*path[:-1], side)] = np.stack(parts) if stacked else parts[0]
-    errors += [f"{module} is no layer of the transformer" for module in sorted(rest)]
-    if errors:
-        raise WeightsError(f"{where}: {'; '.join(errors)}: give an adapter of this transformer")
-    return traverse_util.unflatten_dict(flat)
+    # A convolution's B is 1 x 1.
+    squeezed = lambda name, tensor: tensor[:, :, 0, 0] if "lora_B" in name and tensor.ndim == 4 else tensor
+    named = {name: squeezed(name, tensor) for name, tensor in TABLE.renamed(tensors).items()}
+    expected: dict[Path, Any] = {}
+    for (*module, leaf), kernel in traverse_util.flatten_dict(params).items():
+        down, up = (("params", *module, side) for side in ("down", "up"))
+        *front, features = kernel.shape
+        downs, ups = (TABLE.torch_names(half, kernel.shape[0]) for half in (down, up))
+        if leaf == "kernel" and not named.keys().isdisjoint(downs + ups):
+            rank = next((named[name].shape[:1] for name in downs if name in named), (0,))
+            stack = front[: TABLE.stacked(tuple(module))]
+            expected[down] = jax.ShapeDtypeStruct((*front, *rank), np.float32)
+            expected[up] = jax.ShapeDtypeStruct((*stack, *rank, features), np.float32)
+    return import_tensors(TABLE, named, expected, where).get("params", {})
 
 
 def adapter_to_torch(adapter_params: Mapping[str, Any], prefix: str) -> dict[str, np.ndarray]:
@@ -96,36 +86,6 @@ def adapter_to_torch(adapter_params: Mapping[str, Any], prefix: str) -> dict[str
     Args:
       prefix: "base_model.model." for PEFT, "transformer." for diffusers' pipelines.
     """
-    tensors: dict[str, np.ndarray] = {}
-    for path, leaf in traverse_util.flatten_dict(jax.device_get(adapter_params)).items():
-        template, letter = PIXART.table.torch_module(path[:-1]), {"down": "A", "up": "B"}[path[-1]]
-        if path == ("pos_embed_proj", "up"):  # a convolution's B is 1 x 1
-            leaf = leaf[None, None]
-        for i, part in enumerate(leaf if PIXART.table.stacked(path[:-1]) else [leaf]):
-            name = f"{prefix}{template.replace('{layer}', str(i))}.lora_{letter}.weight"
-            tensors[name] = np.ascontiguousarray(part.transpose(torch_axes(path[-1], part.ndim)))
-    return tensors
-
-
-def _split(tensors: Tensors, where: str) -> dict[str, dict[str, np.ndarray]]:
-    """Both halves in our layout, by torch module and by our name of the half."""
-    halves: dict[str, dict[str, np.ndarray]] = {}
-    errors = []
-    for name, tensor in tensors.items():
-        match = _NAME.fullmatch(re.sub(_PREFIXES, "", name))
-        if not match:
-            errors.append(f"{name} is unexpected")
-            continue
-        side = _SIDES[match[2]]
-        ours = floating(tensor).transpose(np.argsort(torch_axes(side, tensor.ndim)))
-        # A convolution's B is 1 x 1.
-        halves.setdefault(match[1], {})[side] = ours[0, 0] if side == "up" and ours.ndim == 4 else ours
-    errors += [f"{module} lacks lora_A or lora_B" for module, sides in halves.items() if len(sides) < 2]
-    if errors:
-        raise WeightsError(f"{where}: {'; '.join(errors)}: give both halves of every layer")
-    return halves
-
-
-def _fits(pair: Mapping[str, np.ndarray], shape: tuple[int, ...]) -> bool:
-    down, up = pair["down"], pair["up"]
-    return down.shape[:-1] == shape[:-1] and up.shape == (down.shape[-1], shape[-1])
+    one_by_one = lambda path, leaf: leaf[None, None] if path == ("pos_embed_proj", "up") else leaf
+    ours = traverse_util.path_aware_map(one_by_one, jax.device_get(adapter_params))
+    return {prefix + name: tensor for name, tensor in export_tensors(TABLE, {"params": ours}).items()}

@@ -20,7 +20,10 @@ Tensors = Mapping[str, np.ndarray]
 Path = tuple[str, ...]
 
 # Our leaf names -> torch's; any other leaf keeps its name.
-LEAVES = {"kernel": "weight", "scale": "weight", "embedding": "weight", "mean": "running_mean", "var": "running_var"}
+LEAVES = {
+    **dict.fromkeys(("kernel", "scale", "embedding"), "weight"),
+    **{"mean": "running_mean", "var": "running_var", "down": "lora_A.weight", "up": "lora_B.weight"},
+}
 # Counts training batches; nothing computes with it, but torch's strict loading asks for it.
 COUNTER = "num_batches_tracked"
 

@@ -110,13 +110,7 @@ def load_kl(source: str | pathlib.Path) -> tuple[dict[str, np.ndarray], dict[str
     Raises:
       WeightsError: nothing there, or damaged.
     """
-    path = pathlib.Path(source)
-    if path.exists():
-        return read.load(path, "vae" if (path / "vae").is_dir() else "")
-    try:
-        return read.load(source, "vae")
-    except WeightsError:  # no pipeline, or not there at all, which the second attempt will say
-        return read.load(source)
+    return read.load(source, "vae")
 
 
 # ---------------------------------------------------------------- TAESD

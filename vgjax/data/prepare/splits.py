@@ -14,6 +14,8 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from scipy.cluster.hierarchy import DisjointSet
+
 from vgjax.atomic import read_regular, write_text
 from vgjax.config import ConfigError
 from vgjax.types import SPLITS
@@ -35,18 +37,12 @@ def number(text: str) -> int:
 
 def merged(sets: Iterable[Sequence[str]]) -> dict[str, str]:
     """Name -> the smallest of all names that it shares a set with, directly or through others."""
-    parent: dict[str, str] = {}
-
-    def root(name: str) -> str:
-        while parent.setdefault(name, name) != name:
-            parent[name] = name = parent[parent[name]]
-        return name
-
+    together = DisjointSet()
     for names in sets:
-        for other in names:
-            low, high = sorted((root(names[0]), root(other)))
-            parent[high] = low
-    return {name: root(name) for name in list(parent)}
+        for name in names:
+            together.add(name)
+            together.merge(names[0], name)
+    return {name: min(found) for found in together.subsets() for name in found}
 
 
 def split_of(name: str, seed: int, test_fraction: float, validation_fraction: float) -> str:

@@ -87,7 +87,7 @@ def test_a_transformer_that_learns_from_texts_is_made_again_with_them(key):
 def test_a_text_encoder_that_is_not_there_is_told_before_any_work(variants, kind, tmp_path):
     c = phantom.get_config(variants)
     c.text_encoder.update(kind=kind, path="no/such")
-    with pytest.raises(ConfigError, match=r"text_encoder\.path': 'no/such' is neither a folder nor a model"):
+    with pytest.raises(ConfigError, match=r"text_encoder\.path': 'no/such' is neither a file, a folder nor a model"):
         runs.check_weights(runs.open_run(c, str(tmp_path / "run")))
 
 

@@ -325,7 +325,7 @@ def test_values_of_the_config_that_do_not_fit_name_their_key(tmp_path):
     with pytest.raises(ConfigError, match=r"text_encoder.max_length' is 2"):
         encoder("bert", WIDTH, folder, 2)
     for path in (str(tmp_path / "absent"), "nobody/no-such-model", "no/such/hub/id"):
-        with pytest.raises(ConfigError, match=r"text_encoder.path': .* is neither a folder nor a model"):
+        with pytest.raises(ConfigError, match=r"text_encoder.path': .* is neither a file, a folder nor a model"):
             encoder("bert", WIDTH, path, 128)
 
 

@@ -27,7 +27,13 @@ def load_text_encoder(config: TextEncoderConfig, vocabulary: pathlib.Path | None
       ConfigError: a model that is absent, broken or does not fit.
     """
     if config.kind == "bert":
-        return _of_width(_pooled_bert(config), config)
+        encoder = _pooled_bert(config)
+        if encoder.width != config.width:
+            raise ConfigError(
+                f"config key 'text_encoder.width' is {config.width} but the model in '{config.path}' is {encoder.width}"
+                f" wide: set it to {encoder.width}"
+            )
+        return encoder
     if config.kind == "hashing":
         return Hashing(config.width)
     if vocabulary is None:
@@ -53,7 +59,8 @@ def write_vocabulary(path: pathlib.Path, texts: Iterable[str], width: int) -> in
 
 def _pooled_bert(config: TextEncoderConfig) -> PooledBert:
     try:
-        folder = _folder(config.path)
+        folder = pathlib.Path(config.path)
+        folder = folder if folder.exists() else cached(config.path)
         tensors, values = weights.load(folder)
         where = folder / "config.json"
         if not where.is_file():
@@ -64,28 +71,6 @@ def _pooled_bert(config: TextEncoderConfig) -> PooledBert:
     except ConfigError as error:
         raise ConfigError(f"config key 'text_encoder.path': {error}") from None
     return PooledBert(Bert(sizes), variables, tokenizer, config.max_length)
-
-
-def _of_width(encoder: PooledBert, config: TextEncoderConfig) -> PooledBert:
-    if encoder.width != config.width:
-        raise ConfigError(
-            f"config key 'text_encoder.width' is {config.width} but the model in '{config.path}' is {encoder.width}"
-            f" wide: set it to {encoder.width}"
-        )
-    return encoder
-
-
-def _folder(path: str) -> pathlib.Path:
-    """A local folder as it is, or that of a hub id in the local cache."""
-    if pathlib.Path(path).is_dir():
-        return pathlib.Path(path)
-    try:
-        return cached(path)
-    except weights.WeightsError:
-        raise ConfigError(
-            f"'{path}' is neither a folder nor a model in the local Hugging Face cache: download it first (config.json,"
-            " model.safetensors, and tokenizer.json or vocab.txt)"
-        ) from None
 
 
 def _tokenizer(folder: pathlib.Path, vocabulary: int) -> Tokenizer:

@@ -244,10 +244,6 @@ class PooledBert:
             rows = [row for row, own in enumerate(buckets) if own == bucket]
             for start in range(0, len(rows), BATCH_SIZE):
                 chunk = rows[start : start + BATCH_SIZE]
-                ids_BL = np.zeros((BATCH_SIZE, bucket), np.int32)
-                mask_BL = np.zeros((BATCH_SIZE, bucket), bool)
-                for place, row in enumerate(chunk):
-                    ids_BL[place, : len(pieces[row])] = pieces[row]
-                    mask_BL[place, : len(pieces[row])] = True
-                out_BD[chunk] = self._pooled(self.variables, ids_BL, mask_BL)[: len(chunk)]
+                ids_BL = padded([*(pieces[row] for row in chunk), *[[]] * (BATCH_SIZE - len(chunk))], bucket)
+                out_BD[chunk] = self._pooled(self.variables, np.maximum(ids_BL, 0), ids_BL >= 0)[: len(chunk)]
         return out_BD

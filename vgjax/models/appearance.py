@@ -7,6 +7,7 @@ where its lesion lies.
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 LEVELS = 3
 REGIONS = 3  # lesion, background, boundary
@@ -25,16 +26,11 @@ def blur(x_BHWC: jax.Array, spacing: int = 1) -> jax.Array:
     return x_BHWC
 
 
-def _window(x_BHW: jax.Array, largest: bool) -> jax.Array:
-    """Largest or smallest value in 3x3 windows."""
-    reducer, start = (jax.lax.max, -jnp.inf) if largest else (jax.lax.min, jnp.inf)
-    return jax.lax.reduce_window(x_BHW, start, reducer, (1, 3, 3), (1, 1, 1), "SAME")
-
-
 def regions(lesion_BHW: jax.Array) -> jax.Array:
     """Averaging weights over space for lesion, background and boundary, (B, H, W, 3); each sums to 1, or 0 if empty."""
     p = jax.lax.stop_gradient(lesion_BHW)
-    outer, inner = _window(p, True), _window(p, False)
+    largest = lambda x: nn.max_pool(x[..., None], (3, 3), padding="SAME")[..., 0]
+    outer, inner = largest(p), -largest(-p)
     masks = jnp.stack([inner, 1 - outer, outer - inner], axis=-1)
     return masks / (masks.sum(axis=(1, 2), keepdims=True) + 1e-3)
 

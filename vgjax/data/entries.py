@@ -77,7 +77,7 @@ class Plan:
     torn: tuple[str, ...] = ()  # groups that the dataset's own lists put into several splits
     views: int = 0  # how many of the training rows are further views of pictures
     leaks: list[str] = dataclasses.field(default_factory=list)  # what stands on both sides of a split, a sentence each
-    clean: Callable[[], None] = lambda: None  # removes what only preparation needed
+    scratch: tuple[pathlib.Path, ...] = ()  # folders that only preparation needed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,10 +142,10 @@ def remedy(base: pathlib.Path, marks: Sequence[str], holds: str) -> str:
 
 
 def check_links(base: pathlib.Path, names: Sequence[str]) -> None:
-    """ConfigError where one of the folders in `base` is a link that leads out of it."""
+    """ConfigError where one of the files or folders in `base` is a link that leads out of it."""
     for path in (base / name for name in names):
         if not inside(base, path):
-            raise bad_root(f"'{path}' links out of '{base}': replace it by the folder itself")
+            raise bad_root(f"'{path}' links out of '{base}': replace it by what it leads to")
 
 
 def find(root: pathlib.Path, suffixes: tuple[str, ...]) -> list[pathlib.Path]:

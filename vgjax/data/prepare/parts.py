@@ -6,7 +6,6 @@ import hashlib
 import multiprocessing
 import os
 import pathlib
-import shutil
 import signal
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -57,9 +56,6 @@ class Parts:
     def __iter__(self) -> Iterator[Row]:
         """The rows that could be decoded, one chunk in memory at a time."""
         return (row for row in self._all() if "skip" not in row)
-
-    def remove(self) -> None:
-        shutil.rmtree(self._folder)
 
     def _all(self) -> Iterator[Row]:
         for path in self._chunks:

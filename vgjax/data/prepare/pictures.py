@@ -7,6 +7,7 @@ index (names and tables) -> parts (decoded in parallel, resumable) -> groups -> 
 import importlib.metadata
 import logging
 import pathlib
+import shutil
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -64,7 +65,8 @@ def prepare(config: Config, folder: pathlib.Path) -> dict[str, Any]:
     if same := _same(made):
         logging.warning("all training pictures have the same %s: nothing can be learned of it", ", ".join(same))
     captions = [row["caption"] for split in ("train", "validation") for row in made.rows[split].values()]
-    made.clean()
+    for scratch in made.scratch:
+        shutil.rmtree(scratch)
     return {
         "source": config.data.source,
         "counts": counts,

@@ -1,7 +1,6 @@
 """Datasets that are read from a folder: who is used, in which split, with which caption."""
 
 import dataclasses
-import functools
 import itertools
 import logging
 import pathlib
@@ -96,7 +95,7 @@ class FileSource:
             torn=assigned.torn,
             views=len(seen),
             leaks=leaks,
-            clean=functools.partial(_remove, parts, views),
+            scratch=(folder / "parts", folder / "views"),
         )
 
     def _views(self, config: Config, entries: Sequence[Entry], assigned: Mapping[str, str]) -> Iterator[Entry]:
@@ -107,11 +106,6 @@ class FileSource:
                 if not (directed and view % self.symmetries):
                     # No path has two strokes on end, so the id is nobody else's.
                     yield dataclasses.replace(entry, id=f"{entry.id}//{view}", view=view)
-
-
-def _remove(*parts: Parts) -> None:
-    for one in parts:
-        one.remove()
 
 
 def _told(entries: Sequence[Entry], captions_file: str) -> list[Entry]:

@@ -13,7 +13,7 @@ import os
 import pathlib
 
 from vgjax.data.caption.words import POLYP
-from vgjax.data.entries import SUFFIXES, Entry, Index, Listing, bad_root, check_links, find, home, inside, remedy
+from vgjax.data.entries import SUFFIXES, Entry, Index, Listing, bad_root, check_links, find, home, remedy
 from vgjax.data.prepare.plan import FileSource
 from vgjax.data.read.tables import read_text
 
@@ -70,9 +70,7 @@ def _lists(base: pathlib.Path) -> dict[str, pathlib.Path]:
     """The official lists by split, or nothing."""
     for place in (base, base.parent):
         found = {split: place / name for split, name in LISTS.items() if os.path.isfile(place / name)}
-        for path in found.values():
-            if not inside(place, path):
-                raise bad_root(f"'{path}' links out of '{place}': replace it by the file itself")
+        check_links(place, [path.name for path in found.values()])
         if len(found) == len(LISTS):
             return found
         if found and place == base:  # one alone in the place above may be anyone's

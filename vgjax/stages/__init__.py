@@ -23,11 +23,9 @@ def plan(config: Config) -> tuple[StageSpec, ...]:
         "flow": StageSpec(
             "disentangler",
             make=text_to_factors.TextToFactors,
-            check=lambda c: None,
             needs=("prior",),
             artefacts=(*text_to_factors.TextToFactors.columns, "condition"),
             keys=(*text_keys, "denoiser.components"),
-            files=lambda c: [],
         ),
     }
     specs = (

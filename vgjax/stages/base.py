@@ -87,8 +87,8 @@ class StageSpec(NamedTuple):
 
     name: str
     make: Callable[[Context], Stage]
-    check: Callable[[Config], Any]
     needs: tuple[str, ...]
     artefacts: tuple[str, ...]
     keys: tuple[str, ...]
-    files: Callable[[Config], Sequence[str]]
+    check: Callable[[Config], Any] = lambda config: None
+    files: Callable[[Config], Sequence[str]] = lambda config: ()

@@ -18,13 +18,13 @@ import json
 import logging
 import os
 import pathlib
-import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 from PIL import Image
 from tqdm import tqdm
 
+from vgjax.boundary import guarded, leave
 from vgjax.config import ConfigError
 from vgjax.data.prepare.plan import FileSource
 from vgjax.data.read.images import read_image
@@ -218,6 +218,7 @@ def load_model(model: str) -> Callable[..., Any]:
         ) from error
 
 
+@guarded
 def main(arguments: Sequence[str] | None = None, load: Callable[..., Any] = load_model) -> int:
     """The command line; 1 where pictures failed, 2 where it could not start."""
     parser = argparse.ArgumentParser(prog="python -m vgjax.data.caption.captioner")
@@ -232,15 +233,11 @@ def main(arguments: Sequence[str] | None = None, load: Callable[..., Any] = load
     parser.add_argument("--attempts", type=int, default=3, help="tries of each picture")
     parser.add_argument("--max_new_tokens", type=int, default=96)
     given = parser.parse_args(arguments)
-    try:
-        limits = given.batch, given.attempts, given.max_new_tokens
-        if min(limits) < 1:
-            raise ConfigError("--batch, --attempts and --max_new_tokens must be at least 1")
-        pictures = of_records(given.source, given.records) if given.records else of_source(given.source, given.root)
-        outcome = run(pictures, load(given.model), given.output, given.model, given.prompt, *limits)
-    except ConfigError as error:
-        print(error, file=sys.stderr)
-        return 2
+    limits = given.batch, given.attempts, given.max_new_tokens
+    if min(limits) < 1:
+        raise ConfigError("--batch, --attempts and --max_new_tokens must be at least 1")
+    pictures = of_records(given.source, given.records) if given.records else of_source(given.source, given.root)
+    outcome = run(pictures, load(given.model), given.output, given.model, given.prompt, *limits)
     print(f"{outcome.written} captions written, {outcome.done} were there, {len(outcome.failed)} pictures failed")
     for item_id, reason in outcome.failed:
         print(f"{item_id}: {reason}")
@@ -248,4 +245,4 @@ def main(arguments: Sequence[str] | None = None, load: Callable[..., Any] = load
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

@@ -78,20 +78,6 @@ def _lesion(mask_HW: np.ndarray, vocabulary: Vocabulary):
     return None if largest is None or largest.area < MIN_AREA_FRACTION * square.size else (largest, len(square))
 
 
-def position_and_size(mask_HW: np.ndarray, vocabulary: Vocabulary = POLYP) -> dict[str, float] | None:
-    """Of the lesion of a mask (non-zero inside), `centre_x`, `centre_y` in 0..1 from the upper left, `area_fraction`.
-
-    None where less than `MIN_AREA_FRACTION` of the picture is covered.
-    """
-    lesion = _lesion(mask_HW, vocabulary)
-    return None if lesion is None else _geometry(*lesion)
-
-
-def _geometry(region, side: int) -> dict[str, float]:
-    y, x = ((place + 0.5) / side for place in region.centroid)
-    return {"centre_x": float(x), "centre_y": float(y), "area_fraction": float(region.area / side**2)}
-
-
 def picture_style(image_HWC: np.ndarray) -> dict[str, float]:
     """Colour and light of a whole picture (H, W, 3) uint8, the black frame left out.
 
@@ -109,12 +95,13 @@ def picture_style(image_HWC: np.ndarray) -> dict[str, float]:
 
 
 def measure_attributes(image_HWC: np.ndarray, mask_HW: np.ndarray, vocabulary: Vocabulary = POLYP) -> dict[str, float]:
-    """Raw numbers of one picture: `position_and_size`, the lesion's outline, and `picture_style`.
+    """Raw numbers of one picture: where the lesion is, its outline, and `picture_style`.
 
-    The outline is given by `solidity` (area over that of the convex hull), `axis_ratio` (minor over major axis of the
-    ellipse with the same second moments) and `eccentricity` of that ellipse, all in 0..1, and by `border`: perimeter^2
-    over 4 pi area, 1 for a disc, divided by solidity. `lesion_contrast` is the difference of the mean greys of the
-    lesion and of a ring around it over their sum, in 0..1.
+    `centre_x`, `centre_y` are in 0..1 from the upper left, `area_fraction` is of the picture. The outline is given by
+    `solidity` (area over that of the convex hull), `axis_ratio` (minor over major axis of the ellipse with the same
+    second moments) and `eccentricity` of that ellipse, all in 0..1, and by `border`: perimeter^2 over 4 pi area, 1 for
+    a disc, divided by solidity. `lesion_contrast` is the difference of the mean greys of the lesion and of a ring
+    around it over their sum, in 0..1.
 
     Args:
       image_HWC: (H, W, 3) uint8.
@@ -130,14 +117,18 @@ def measure_attributes(image_HWC: np.ndarray, mask_HW: np.ndarray, vocabulary: V
             return picture_style(image_HWC)
         raise ValueError(f"the mask covers less than {MIN_AREA_FRACTION:.1%} of the picture")
     region, side = lesion
+    y, x = ((place + 0.5) / side for place in region.centroid)
     outline = {
+        "centre_x": float(x),
+        "centre_y": float(y),
+        "area_fraction": float(region.area / side**2),
         "solidity": float(region.solidity),
         "axis_ratio": float(region.axis_minor_length / region.axis_major_length) if region.axis_major_length else 1.0,
         "eccentricity": float(region.eccentricity),
         "border": float(region.perimeter**2 / (4 * np.pi * region.area * region.solidity)),
         "lesion_contrast": _lesion_contrast(image_HWC, region, side),
     }
-    return _geometry(region, side) | outline | picture_style(image_HWC)
+    return outline | picture_style(image_HWC)
 
 
 def _lesion_contrast(image_HWC: np.ndarray, region, side: int) -> float:

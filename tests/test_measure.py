@@ -6,13 +6,13 @@ import pytest
 from scipy import ndimage
 
 from vgjax.data.sources import phantom, phantom_reading
-from vgjax.data.sources.phantom_reading import measure, measure_many
+from vgjax.data.sources.phantom_reading import measure
 
 GLOBAL = ("colour", "brightness", "texture")
 
 
 def _accuracy(images: list[np.ndarray], items: list) -> dict[str, float]:
-    read = measure_many(images)
+    read = [measure(image) for image in images]
     return {
         name: float(np.mean([one[name] == item.factors[name] for one, item in zip(read, items, strict=True)]))
         for name in phantom.FACTORS
@@ -124,13 +124,13 @@ def test_the_source_reads_pixels_whatever_the_lesion_mask_says(items):
     reader = phantom.SOURCE.reader({})
     images = np.stack([item.image for item in items[:5]])
     for lesion in (np.zeros(images.shape[:3]), np.ones(images.shape[:3])):
-        assert reader.read(images, lesion) == measure_many(images)
+        assert reader.read(images, lesion) == [measure(image) for image in images]
     assert {f for f, channel in reader.channels.items() if channel == "anatomy"} == set(phantom.ANATOMY)
     assert [reader.chance([], factor) for factor in ("position", "size")] == [1 / 9, 1 / 3]
 
 
 def test_levels_are_those_of_the_data_set(items):
-    for read in measure_many([item.image for item in items[:100]]):
+    for read in [measure(item.image) for item in items[:100]]:
         assert list(read) == list(phantom.FACTORS)
         assert all(level is None or level in phantom.FACTORS[name] for name, level in read.items())
 

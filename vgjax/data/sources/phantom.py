@@ -206,7 +206,7 @@ class Phantom:
         return Reader(
             channels=CHANNEL,
             described=CHANNEL,
-            read=lambda pictures, lesion: phantom_reading.measure_many(pictures),
+            read=lambda pictures, lesion: [phantom_reading.measure(picture) for picture in pictures],
             chance=lambda requested, factor: 1.0 / len(FACTORS[factor]),
             describe=describe,
             outline=lambda pictures, lesion: np.stack([phantom_reading.outline(picture) for picture in pictures]),

@@ -8,7 +8,6 @@ part of a level before its reading changes.
 """
 
 import functools
-from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 import numpy as np
@@ -116,11 +115,6 @@ def outline(image: np.ndarray) -> np.ndarray:
     if lesion is None:
         return np.zeros((SIDE, SIDE), bool)
     return lesion.region & (_blurred(around.depth_map, OUTLINE_SIGMA) > 0.5 * lesion.depth)
-
-
-def measure_many(images: Iterable[np.ndarray]) -> list[Mapping[str, str | None]]:
-    """`measure` of each image."""
-    return [measure(image) for image in images]
 
 
 def _reference_image(image: np.ndarray) -> np.ndarray:

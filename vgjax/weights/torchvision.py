@@ -1,18 +1,10 @@
 """Names of the networks that judge pictures: VGG-19 as torchvision calls it, Inception-v3 as in FID's port to torch."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import numpy as np
 
 from vgjax.models.inception import SIDE, InceptionV3
 from vgjax.models.vgg import VGG19Features
-from vgjax.weights.convert import Network, Sizes, Table
-
-
-def _vgg19(sizes: Sizes, config: Mapping[str, Any]) -> tuple[VGG19Features, tuple[Any, ...]]:
-    return VGG19Features(), (np.zeros((1, 8, 8, 3), np.float32),)
-
+from vgjax.weights.convert import Network, Table
 
 VGG19 = Network(
     Table(
@@ -26,14 +18,11 @@ VGG19 = Network(
         # Everything after relu3_1.
         ignored=r"features\.(1[2-9]|2\d|3\d)\..*|classifier\..*",
     ),
-    _vgg19,
+    lambda sizes, config: (VGG19Features(), (np.zeros((1, 8, 8, 3), np.float32),)),
 )
 
 
-def _inception(sizes: Sizes, config: Mapping[str, Any]) -> tuple[InceptionV3, tuple[Any, ...]]:
-    return InceptionV3(classes=sizes("fc.bias")[0]), (np.zeros((1, SIDE, SIDE, 3), np.float32),)
-
-
 INCEPTION = Network(
-    Table(rows=((r"(\w+)/(conv|bn)", r"\1.\2"), (r"(\w+)/(\w+)/(conv|bn)", r"\1.\2.\3"), (r"fc", r"fc"))), _inception
+    Table(rows=((r"(\w+)/(conv|bn)", r"\1.\2"), (r"(\w+)/(\w+)/(conv|bn)", r"\1.\2.\3"), (r"fc", r"fc"))),
+    lambda sizes, config: (InceptionV3(classes=sizes("fc.bias")[0]), (np.zeros((1, SIDE, SIDE, 3), np.float32),)),
 )

@@ -183,7 +183,8 @@ class InMemory:
 
     def __init__(self, source: Rows, limit: int = 1 << 30):
         self._source, self._kept = source, dict[int, dict[str, Any]]()
-        self._fits = len(source) == 0 or len(source) * _size(source[0]) <= limit
+        values = source[0].values() if len(source) else ()
+        self._fits = len(source) * sum(v.nbytes for v in values if isinstance(v, np.ndarray)) <= limit
 
     def __len__(self) -> int:
         return len(self._source)
@@ -194,7 +195,3 @@ class InMemory:
         if row not in self._kept:
             self._kept[row] = self._source[row]
         return self._kept[row]
-
-
-def _size(row: Mapping[str, Any]) -> int:
-    return sum(value.nbytes for value in row.values() if isinstance(value, np.ndarray))

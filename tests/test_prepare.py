@@ -60,7 +60,8 @@ def make_root(root: pathlib.Path, count: int = 24, repeated: int = 0, groups: in
 
 
 def rows(folder, split, name="phantom"):
-    return list(records.ZippedRecords({"pictures": builder.Pictures(folder, name, split)}))
+    pictures = builder.Pictures(folder, name, split)
+    return [pictures[number] for number in range(len(pictures))]
 
 
 def all_rows(folder, name="folder"):

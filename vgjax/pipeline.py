@@ -49,8 +49,6 @@ def to_unit_range(image_BHWC: jax.Array, intensity: str) -> jax.Array:
 
 def resized(x_BHWC: jax.Array, size: int) -> jax.Array:
     """Pictures at size x size pixels."""
-    if x_BHWC.shape[1] == size:
-        return x_BHWC
     return jax.image.resize(x_BHWC, (len(x_BHWC), size, size, x_BHWC.shape[-1]), "linear")
 
 
@@ -61,10 +59,7 @@ def prior_input(image_BHWC: jax.Array, size: int, intensity: str) -> jax.Array:
 
 def resized_mask(mask_BHW: jax.Array, size: int) -> jax.Array:
     """Lesion masks, 0 or 1, at size x size pixels: a pixel is lesion where half of what it covers is."""
-    x = mask_BHW.astype(jnp.float32)
-    if x.shape[1] == size:
-        return x
-    return (jax.image.resize(x, (len(x), size, size), "linear") > 0.5).astype(jnp.float32)
+    return (resized(mask_BHW.astype(jnp.float32)[..., None], size)[..., 0] > 0.5).astype(jnp.float32)
 
 
 # ---------------------------------------------------------------- stage 1: picture -> factors

@@ -174,9 +174,6 @@ class ZippedRecords:
     def __getitem__(self, row: int) -> dict[str, Any]:
         return {name: value for source in self._sources for name, value in source[row].items()}
 
-    def __iter__(self) -> Iterator[dict[str, Any]]:
-        return (self[row] for row in range(len(self)))
-
 
 class InMemory:
     """Rows that are read once and kept, as long as they fit into `limit` bytes; else they are read each time."""

@@ -9,6 +9,7 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -46,6 +47,8 @@ class TextFactors(Condition):
         *("denoiser.condition", "denoiser.hffm_hidden", "denoiser.token_width", "denoiser.hffm_weights"),
     )
 
+    _module: nn.Module
+
     def __init__(self, config: Config):
         self.config = config
 
@@ -72,6 +75,9 @@ class TextFactors(Condition):
                 f" '{self.config.disentangler.method}' takes words and nothing else: give a prompt, and no pictures"
             )
         return {channel: read(texts)[channel] for channel, texts in asked.items()}
+
+    def tokens(self, params: Any, frozen: Frozen, inputs: Inputs, keep: Keep) -> Tokens:
+        return build.Model(self._module, {"params": params})(inputs, keep)
 
 
 class FactorsCondition(TextFactors):

@@ -39,6 +39,3 @@ class PublishedCondition(TextFactors):
     def from_rows(self, frozen: Frozen, batch: Mapping[str, jax.Array], key: jax.Array | None) -> Inputs:
         factors = self.factors(frozen, batch["embedding"])
         return {"anatomy": factors.pooled(), "modality": factors.modality_BZ}
-
-    def tokens(self, params: Any, frozen: Frozen, inputs: Inputs, keep: Keep) -> Tokens:
-        return build.Model(self._module, {"params": params})(inputs, keep)

@@ -12,7 +12,7 @@ from vgjax.conditions.base import Frozen
 from vgjax.conditions.factors import WORDED, TextFactors, fusion
 from vgjax.config import Config
 from vgjax.models import hffm
-from vgjax.types import Inputs, Keep, Tokens
+from vgjax.types import Inputs, Tokens
 
 
 class TextHeadsCondition(TextFactors):
@@ -37,6 +37,3 @@ class TextHeadsCondition(TextFactors):
 
     def from_rows(self, frozen: Frozen, batch: Mapping[str, jax.Array], key: jax.Array | None) -> Inputs:
         return {name: batch[f"{name}_text"] for name in self.channels}
-
-    def tokens(self, params: Any, frozen: Frozen, inputs: Inputs, keep: Keep) -> Tokens:
-        return build.Model(self._module, {"params": params})(inputs, keep)

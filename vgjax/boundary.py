@@ -52,7 +52,7 @@ def guarded(command: Callable[P, int | None]) -> Callable[P, int]:
             elif told == "error: ":
                 code, told = (
                     1,
-                    f"error: a fault of vgjax itself ({_words(error)}): please report it with {_kept_trace()}",
+                    f"{told}a fault of vgjax itself ({_words(error)}): please report it with {_kept_trace()}",
                 )
             print(" ".join(told.split()), file=sys.stderr)
             return code

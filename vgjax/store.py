@@ -248,8 +248,7 @@ class Store:
         actual, found = self._look(recipe)
         if found:
             return found.folder.name, "there", "; ".join(recipe.differences(found.recipe))
-        if (self.root / actual.label).exists():
-            folder = self.root / actual.label
+        if (folder := self.root / actual.label).exists():
             return actual.label, "missing", f"{folder} {self._obstacle(folder)}: delete it"
         if (self.root / f"{actual.label}.part").exists():
             return actual.label, "unfinished", "the next run goes on with it"

@@ -21,8 +21,7 @@ def training_batches(
     Threads read ahead, unless the rows are `in_memory`: handing these over would cost more than reading them.
     """
     rows = grain.MapDataset.source(source).seed(seed % GRAIN_SEEDS).shuffle().repeat(None).map(to_example)
-    threads = {"num_threads": 0, "prefetch_buffer_size": 0} if in_memory else {}
-    options = grain.ReadOptions(**threads)
+    options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0) if in_memory else grain.ReadOptions()
     return iter(
         grain.experimental.ElasticIterator(rows, batch_size, grain.sharding.ShardByJaxProcess(), read_options=options)
     )

@@ -92,14 +92,11 @@ class Layer(nn.Module):
     @nn.compact
     def __call__(self, x_BLD: chex.Array, mask_BL: chex.Array) -> tuple[chex.Array, None]:
         c = self.config
-
-        def norm(name: str) -> nn.LayerNorm:
-            return nn.LayerNorm(epsilon=c.epsilon, use_fast_variance=False, name=name)
-
+        norm = functools.partial(nn.LayerNorm, c.epsilon, use_fast_variance=False)
         attended = text_attention(x_BLD, mask_BL, c.heads, functools.partial(nn.Dense, c.width))
-        x_BLD = norm("attention_norm")(x_BLD + nn.Dense(c.width, name="attention_out")(attended))
+        x_BLD = norm(name="attention_norm")(x_BLD + nn.Dense(c.width, name="attention_out")(attended))
         update = ACTIVATIONS[c.activation](nn.Dense(c.hidden, name="mlp_in")(x_BLD))
-        return norm("mlp_norm")(x_BLD + nn.Dense(c.width, name="mlp_out")(update)), None
+        return norm(name="mlp_norm")(x_BLD + nn.Dense(c.width, name="mlp_out")(update)), None
 
 
 class Bert(nn.Module):

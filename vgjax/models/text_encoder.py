@@ -112,10 +112,8 @@ class VocabularyEncoder:
         Raises:
           ConfigError: they hold no word.
         """
-        counts = Counter[str]()
         found = [_entries(text) for text in texts]
-        for entries in found:
-            counts.update(entries)
+        counts = Counter(itertools.chain.from_iterable(found))
         commonest = lambda entry: (-counts[entry], entry)
         words = sorted((entry for entry in counts if " " not in entry), key=commonest)
         if not words:

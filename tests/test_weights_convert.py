@@ -1,5 +1,6 @@
 """The converter's own promises: strict in both directions, everything wrong named at once, round trips bit-equal."""
 
+import chex
 import jax
 import numpy as np
 import pytest
@@ -126,3 +127,36 @@ def test_settings_of_an_adapter_are_read_or_refused(changes):
     assert adapters.adapter_from_config(settings, "x") == Adapter(4, 8.0, ("to_q",), True)
     with pytest.raises(WeightsError, match="no usable r, lora_alpha and list of target_modules"):
         adapters.adapter_from_config(settings | changes, "x")
+
+
+def test_an_adapter_comes_back_and_each_tensor_that_is_wrong_is_told():
+    kernels = {"proj_out": (4, 6), "blocks": {"attn1": {"to_q": (2, 4, 5)}}, "pos_embed_proj": (2, 2, 3, 4)}
+    is_shape = lambda one: isinstance(one, tuple)
+    params = jax.tree.map(lambda shape: {"kernel": np.zeros(shape)}, kernels, is_leaf=is_shape)
+    tensors = {
+        "proj_out.lora_A.default.weight": np.ones((3, 4)),
+        "proj_out.lora_B.default.weight": np.ones((6, 3)),
+        "pos_embed.proj.lora_A.weight": np.ones((1, 3, 2, 2)),
+        "pos_embed.proj.lora_B.weight": np.ones((4, 1, 1, 1)),
+        **{f"transformer_blocks.{i}.attn1.to_q.lora_A.weight": np.full((2, 4), i) for i in (0, 1)},
+        **{f"transformer_blocks.{i}.attn1.to_q.lora_B.weight": np.ones((5, 2)) for i in (0, 1)},
+    }
+    found = adapters.adapter_from_torch({f"base_model.model.{name}": one for name, one in tensors.items()}, params)
+    assert jax.tree.map(np.shape, found) == {
+        "proj_out": {"down": (4, 3), "up": (3, 6)},
+        "blocks": {"attn1": {"to_q": {"down": (2, 4, 2), "up": (2, 2, 5)}}},
+        "pos_embed_proj": {"down": (2, 2, 3, 1), "up": (1, 4)},
+    }
+    back = adapters.adapter_to_torch(found, "transformer.")
+    chex.assert_trees_all_equal(back, {f"transformer.{n.replace('.default', '')}": one for n, one in tensors.items()})
+    missing = {name: one for name, one in tensors.items() if "blocks.1.attn1.to_q.lora_B" not in name}
+    wrong = missing | {"other.lora_A.weight": np.ones((2, 4)), "proj_out.lora_B.default.weight": np.ones((5, 3))}
+    with pytest.raises(WeightsError) as told:
+        adapters.adapter_from_torch(wrong, params, "x")
+    for part in (
+        "blocks.1.attn1.to_q.lora_B.weight is missing",
+        "other.lora_A.weight is unexpected",
+        "instead of (6, 3)",
+    ):
+        assert part in str(told.value)
+    assert adapters.adapter_from_torch({}, params) == {}

@@ -50,10 +50,8 @@ def guarded(command: Callable[P, int | None]) -> Callable[P, int]:
             if any(isinstance(one, KeyboardInterrupt) for one in _chain(error)):  # whatever a library made of it
                 code, told = 130, INTERRUPTED
             elif told == "error: ":
-                code, told = (
-                    1,
-                    f"{told}a fault of vgjax itself ({_words(error)}): please report it with {_kept_trace()}",
-                )
+                code = 1
+                told += f"a fault of vgjax itself ({_words(error)}): please report it with {_kept_trace()}"
             print(" ".join(told.split()), file=sys.stderr)
             return code
 

@@ -233,7 +233,7 @@ def test_an_unknown_metric_is_refused():
     c.evaluate.metrics = ("control", "beauty")
     with pytest.raises(
         ConfigError,
-        match=r"'evaluate\.metrics' names 'beauty': choose among composition, control, dci, diversity, edit",
+        match=r"'evaluate\.metrics' names 'beauty': choose among composition, control, dci, diversity, downstream, edit",
     ):
         evaluate.check(from_config_dict(c))
 

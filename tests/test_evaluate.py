@@ -233,7 +233,8 @@ def test_an_unknown_metric_is_refused():
     c.evaluate.metrics = ("control", "beauty")
     with pytest.raises(
         ConfigError,
-        match=r"'evaluate\.metrics' names 'beauty': choose among composition, control, dci, diversity, downstream, edit",
+        match=r"'evaluate\.metrics' names 'beauty': choose among composition, control, dci, diversity, downstream, "
+        "edit, fidelity",
     ):
         evaluate.check(from_config_dict(c))
 

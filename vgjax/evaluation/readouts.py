@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vgjax import build, pipeline
+from vgjax.conditions.base import in_parts
 from vgjax.context import Context
 
 BATCH = 32
@@ -15,11 +16,7 @@ BATCH = 32
 
 def in_batches(apply: Callable[[jax.Array], Any], pictures: np.ndarray) -> Any:
     """A compiled function of pictures, `BATCH` of them at a time; arrays of its result begin with N."""
-    parts = []
-    for start in range(0, len(pictures), BATCH):
-        rows = np.minimum(np.arange(start, start + BATCH), len(pictures) - 1)
-        parts.append(jax.device_get(apply(jnp.asarray(pictures[rows]))))
-    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(pictures)], *parts)
+    return in_parts(apply, pictures, len(pictures), BATCH)
 
 
 class PriorView:
